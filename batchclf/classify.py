@@ -1,0 +1,309 @@
+"""The job of `batchclf classify`: plan, share, run, and say what was done."""
+
+import hashlib
+import json
+import logging
+import platform
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from batchclf import __version__
+from batchclf.checkpoint import fingerprint, load
+from batchclf.config import CutSettings, PredictSettings, ReadSettings, Share
+from batchclf.engine import Engine, choose_compute
+from batchclf.errors import BatchclfError, OutputError
+from batchclf.log import fields
+from batchclf.planning import Plan, make_plan
+from batchclf.progress import Progress
+from batchclf.shards import Shard, check_same_cut, take_share
+from batchclf.sink import Counts, Sink
+from batchclf.store import Folder, check_separate, open_folder
+from batchclf.text import TextEncoder
+from batchclf.worker import Outcome, Tools, run_shards
+
+log = logging.getLogger(__name__)
+
+SUCCESS_NAME = "_SUCCESS.json"
+RUNS = "_runs/"
+NOTE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that `classify` was asked for."""
+
+    inputs: tuple[str, ...]
+    model: str
+    output: str
+    read: ReadSettings = ReadSettings()
+    cut: CutSettings = CutSettings()
+    predict: PredictSettings = PredictSettings()
+    share: Share = Share()
+    max_length: int | None = None
+    max_batch_tokens: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "torch"
+    endpoint_url: str | None = None
+
+
+@dataclass
+class Summary:
+    """What a run did.
+
+    Attributes:
+        num_planned: shards of the whole job; `num_mine` of them are this worker's share.
+        counts, labels: rows of the shards that this run committed.
+        busy: each stage's share of the time in which it worked.
+        complete: every shard of the whole job is in the output.
+    """
+
+    num_planned: int
+    num_mine: int
+    errors: list[BatchclfError] = field(default_factory=list)
+    num_committed: int = 0
+    num_skipped: int = 0
+    counts: Counts = field(default_factory=Counts)
+    labels: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    busy: dict[str, float] = field(default_factory=dict)
+    complete: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers, as JSON takes them."""
+        return {
+            "complete": self.complete,
+            "num_shards": {
+                "planned": self.num_planned,
+                "mine": self.num_mine,
+                "committed": self.num_committed,
+                "done_before": self.num_skipped,
+            },
+            "counts": asdict(self.counts),
+            "labels": dict(self.labels),
+            "errors": [str(error) for error in self.errors],
+            "seconds": round(self.seconds, 3),
+            "articles_per_s": round(self.counts.num_rows / max(self.seconds, 1e-9), 2),
+            "tokens_per_s": round(self.counts.num_tokens / max(self.seconds, 1e-9), 1),
+            "busy": self.busy,
+        }
+
+
+class ClassifyJob:
+    """A planned job. Making it reads the model's files and looks at the inputs; nothing is written.
+
+    Raises:
+        ConfigError, CheckpointError: the settings make no sense together.
+        InputError: an input argument matches nothing.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        check_separate(settings.inputs, settings.output)
+        self.compute = choose_compute(settings.device, settings.dtype)
+        self.checkpoint = load(settings.model, max_length=settings.max_length)
+        self.folder: Folder = open_folder(settings.output, settings.endpoint_url)
+        self.plan: Plan = make_plan(
+            settings.inputs, settings.read, settings.cut, settings.endpoint_url
+        )
+        self.sink = Sink(
+            self.folder,
+            fingerprint(self.checkpoint, self._result_settings()),
+            self.checkpoint.labels,
+            probs=settings.predict.probs,
+        )
+        self.mine = take_share(self.plan.shards, settings.share)
+        self.existing = frozenset(self.folder.sizes(self.sink.prefix))
+        check_same_cut(self.plan.shards, list(self.existing))
+
+    def _result_settings(self) -> dict[str, Any]:
+        """The settings that change what stands in the output, and so belong to the fingerprint."""
+        settings = self.settings
+        return {
+            "backend": settings.backend,
+            "dtype": self.compute.dtype_name,
+            "max_length": self.checkpoint.max_length,
+            "text_columns": settings.read.text_columns,
+            "id_column": settings.read.id_column,
+            "keep": settings.read.keep,
+            "delimiter": settings.read.delimiter,
+            "min_score": settings.predict.min_score,
+            "probs": settings.predict.probs,
+            "limit": settings.cut.limit,
+        }
+
+    @property
+    def output(self) -> str:
+        """Where the labelled files are."""
+        return f"{self.folder.uri}/{self.sink.prefix.rstrip('/')}"
+
+    def is_done(self, shard: Shard) -> bool:
+        """Whether an object of the shard's name was there when the job was planned."""
+        return self.sink.name(shard) in self.existing
+
+    def run(self, interrupt: threading.Event, progress: Progress) -> Summary:
+        """Label this worker's shards, then write down what was done.
+
+        Raises:
+            Interrupted, StoreError: what was committed until then stays; run again.
+            ErrorRateError: the first bad row under --on-error fail.
+        """
+        began = time.perf_counter()
+        summary = Summary(
+            num_planned=len(self.plan.shards),
+            num_mine=len(self.mine),
+            errors=list(self.plan.unreadable),
+        )
+        for error in self.plan.unreadable:
+            log.error("%s", error)
+        if self.mine:
+            self.folder.prepare()
+            self._withdraw_other_success()
+        try:
+            for outcome in self._outcomes(interrupt, progress, summary):
+                self._count(outcome, summary)
+                progress.shard(outcome.shard.num_rows, computed=outcome.is_new)
+                if outcome.error is not None and self.settings.predict.on_error == "fail":
+                    raise outcome.error
+            summary.seconds = time.perf_counter() - began
+            summary.complete = self._mark_success(summary)
+        finally:
+            summary.seconds = time.perf_counter() - began
+            self._record_run(summary)
+        return summary
+
+    def _outcomes(
+        self, interrupt: threading.Event, progress: Progress, summary: Summary
+    ) -> Iterator[Outcome]:
+        if not self.mine:
+            return
+        model = self.checkpoint.build_model(self.compute.dtype, self.compute.device)
+        tools = Tools(
+            read=self.settings.read,
+            encoder=TextEncoder(
+                self.checkpoint.tokenizer, self.checkpoint.max_length, self.checkpoint.normalise
+            ),
+            engine=Engine(model, self.compute, self.settings.max_batch_tokens),
+            temperature=self.checkpoint.temperature,
+            predict=self.settings.predict,
+            sink=self.sink,
+            endpoint_url=self.settings.endpoint_url,
+        )
+        log.info(
+            "labelling",
+            extra=fields(
+                shards=len(self.mine),
+                rows=sum(shard.num_rows for shard in self.mine),
+                device=str(self.compute.device),
+                dtype=self.compute.dtype_name,
+                output=self.output,
+            ),
+        )
+        yield from run_shards(self.mine, tools, interrupt, progress.batch, summary.busy.update)
+
+    def _count(self, outcome: Outcome, summary: Summary) -> None:
+        shard, receipt = outcome.shard, outcome.receipt
+        if receipt is None:
+            summary.errors.append(outcome.error)
+            log.error("%s", outcome.error)
+        elif not outcome.is_new:
+            summary.num_skipped += 1
+            log.info("done before", extra=fields(shard=shard.name))
+        else:
+            summary.num_committed += 1
+            summary.counts += receipt.counts
+            summary.labels.update(receipt.labels)
+            log.info("committed", extra=fields(shard=shard.name, **asdict(receipt.counts)))
+
+    def _withdraw_other_success(self) -> None:
+        """Take away the mark of an earlier, smaller plan, which would speak too soon of this one."""
+        success = read_note(self.folder, self.sink.prefix + SUCCESS_NAME)
+        if success is not None and success.get("plan") != self._plan_id:
+            self.folder.delete(self.sink.prefix + SUCCESS_NAME)
+
+    def _mark_success(self, summary: Summary) -> bool:
+        """Write _SUCCESS.json if every planned shard, of all workers, is there."""
+        if summary.errors:
+            return False
+        name = self.sink.prefix + SUCCESS_NAME
+        there = self.folder.sizes(self.sink.prefix)
+        names = [shard.name for shard in self.plan.shards]
+        if any(self.sink.prefix + shard_name not in there for shard_name in names):
+            return False
+        if name not in there:
+            note = {
+                **self._identity(),
+                "num_shards": len(names),
+                "num_rows": sum(shard.num_rows for shard in self.plan.shards),
+                "shards": names,
+            }
+            self.folder.put(name, json.dumps(note, indent=1).encode())
+        return True
+
+    def _record_run(self, summary: Summary) -> None:
+        if not self.mine:
+            return
+        note = {
+            **self._identity(),
+            "settings": _plain(asdict(self.settings)),
+            "model": {"path": str(self.checkpoint.path), "labels": self.checkpoint.labels},
+            "device": str(self.compute.device),
+            "dtype": self.compute.dtype_name,
+            **summary.as_dict(),
+            "versions": {
+                "batchclf": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "tokenizers", "pyarrow")},
+            },
+        }
+        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        self.folder.put(f"{self.sink.prefix}{RUNS}{run_id}.json", json.dumps(note, indent=1).encode())
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "format": NOTE_FORMAT,
+            "fingerprint": self.sink.fingerprint,
+            "plan": self._plan_id,
+            "read": _plain(asdict(self.settings.read)),
+            "cut": asdict(self.settings.cut),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    @cached_property
+    def _plan_id(self) -> str:
+        names = "\n".join(sorted(shard.name for shard in self.plan.shards))
+        return hashlib.sha256(names.encode()).hexdigest()
+
+
+def read_note(folder: Folder, name: str) -> dict[str, Any] | None:
+    """A JSON note that a run left in the output, or None where there is none.
+
+    Raises:
+        OutputError: it is not such a note.
+    """
+    file = folder.open(name)
+    if file is None:
+        return None
+    with file:
+        try:
+            note = json.loads(file.read())
+        except ValueError as error:
+            raise OutputError(f"{folder.uri}/{name}: not JSON: {error}") from error
+    if not isinstance(note, dict) or note.get("format") != NOTE_FORMAT:
+        raise OutputError(f"{folder.uri}/{name}: not a note of this version of batchclf")
+    return note
+
+
+def _plain(value: Any) -> Any:
+    """Settings as JSON takes them, without what may be secret in a URL."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if key != "endpoint_url"}
+    return value

@@ -1,0 +1,64 @@
+"""Log lines on standard error: text for people, one JSON object a line for machines."""
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Literal, TextIO
+
+LogFormat = Literal["text", "json"]
+_FIELDS = "batchclf_fields"
+
+
+def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
+    """Send the log of the package to standard error in the given format."""
+    handler = _StderrHandler()
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
+    logger = logging.getLogger("batchclf")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def fields(**values: Any) -> dict[str, Any]:
+    """Extra fields of a log line: `log.info("committed", extra=fields(shard=..., rows=...))`.
+
+    They follow the message in text and are keys of their own in JSON.
+    """
+    return {_FIELDS: values}
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever standard error is at the moment: a progress bar puts itself before it."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Ignore what StreamHandler sets when it is made."""
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+        extra = "".join(f" {key}={value}" for key, value in vars(record).get(_FIELDS, {}).items())
+        trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
+        return f"{clock} {level}{record.getMessage()}{extra}{trace}"
+
+
+class _JsonFormatter(logging.Formatter):
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%SZ"),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **vars(record).get(_FIELDS, {}),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)

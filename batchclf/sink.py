@@ -1,0 +1,317 @@
+"""Predictions to one Parquet file per shard, committed by its appearance."""
+
+import contextlib
+import io
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchclf import __version__
+from batchclf.errors import OutputError
+from batchclf.schema import output_schema
+from batchclf.shards import Shard
+from batchclf.store import Folder, Scratch
+
+_ROW_GROUP_ROWS = 32_768
+_ROW_GROUP_BYTES = 64 << 20
+_PREFIX = "batchclf."
+
+
+@dataclass
+class Counts:
+    """Rows of one shard, or of many, by what became of them; and the tokens the model saw."""
+
+    num_rows: int = 0
+    num_labelled: int = 0
+    num_abstained: int = 0
+    num_failed: int = 0
+    num_truncated: int = 0
+    num_tokens: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What an output says of itself in its Parquet metadata, under `batchclf.*`."""
+
+    source: str
+    source_version: str
+    start: int
+    stop: int
+    fingerprint: str
+    version: str
+    nonce: str
+    finished_at: str
+    counts: Counts
+
+    def to_metadata(self) -> dict[str, str]:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "counts"}
+        values |= asdict(self.counts)
+        return {_PREFIX + name: str(value) for name, value in values.items()}
+
+    @classmethod
+    def read(cls, file: BinaryIO, name: str) -> "Footer":
+        """The footer of a published file.
+
+        Raises:
+            OutputError: not a Parquet file, or one that batchclf did not write.
+        """
+        try:
+            metadata = pq.read_metadata(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise OutputError(f"{name}: not a whole Parquet file: {error}") from error
+        found = {
+            key.decode().removeprefix(_PREFIX): value.decode()
+            for key, value in (metadata.metadata or {}).items()
+            if key.startswith(_PREFIX.encode())
+        }
+        try:
+            footer = cls(
+                **{
+                    f.name: int(found[f.name]) if f.name in ("start", "stop") else found[f.name]
+                    for f in fields(cls)
+                    if f.name != "counts"
+                },
+                counts=Counts(**{f.name: int(found[f.name]) for f in fields(Counts)}),
+            )
+        except (KeyError, ValueError) as error:
+            raise OutputError(f"{name}: not written by batchclf: no good {error}") from error
+        if not metadata.num_rows == footer.counts.num_rows == footer.stop - footer.start:
+            raise OutputError(
+                f"{name}: holds {metadata.num_rows} rows, its footer speaks of "
+                f"{footer.counts.num_rows} for rows {footer.start} to {footer.stop}"
+            )
+        return footer
+
+    def is_of(self, shard: Shard, fingerprint: str) -> bool:
+        """Whether this is the finished work of a shard under a fingerprint."""
+        return (self.source, self.source_version, self.start, self.stop, self.fingerprint) == (
+            shard.source.uri,
+            shard.source.version,
+            shard.start,
+            shard.stop,
+            fingerprint,
+        )
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says of N neighbouring rows; rows with an error have label -1 and zeros.
+
+    Attributes:
+        label: int64 [N], index of the best label, -1 where failed.
+        probs: float32 [N, C], calibrated.
+        abstained: bool [N], best probability below --min-score.
+        num_tokens: int32 [N].
+        truncated: bool [N].
+        errors: by index, `code: reason`.
+    """
+
+    label: npt.NDArray[np.int64]
+    probs: npt.NDArray[np.float32]
+    abstained: npt.NDArray[np.bool_]
+    num_tokens: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+    errors: Mapping[int, str]
+
+
+class ShardWriter:
+    """Writes the rows of one shard to scratch, in order."""
+
+    def __init__(
+        self, scratch: Scratch, shard: Shard, kept: pa.Schema, labels: Sequence[str], *, probs: bool
+    ) -> None:
+        self.scratch = scratch
+        self.shard = shard
+        self.counts = Counts()
+        self.label_counts = np.zeros(len(labels), dtype=np.int64)
+        self.first_error: str | None = None
+        self._schema = output_schema(kept, labels, probs=probs)
+        self._labels = pa.array(labels, pa.string())
+        self._writer = pq.ParquetWriter(
+            scratch.file,
+            self._schema,
+            compression="zstd",
+            write_statistics=True,
+            write_page_checksum=True,
+        )
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._pending_bytes = 0
+
+    def write(self, first_row: int, kept: pa.RecordBatch, predictions: Predictions) -> None:
+        """Append neighbouring rows that begin at `first_row` of the source."""
+        batch = self._record_batch(first_row, kept, predictions)
+        failed = predictions.label < 0
+        self.counts += Counts(
+            num_rows=batch.num_rows,
+            num_labelled=int((~failed & ~predictions.abstained).sum()),
+            num_abstained=int((~failed & predictions.abstained).sum()),
+            num_failed=int(failed.sum()),
+            num_truncated=int(predictions.truncated.sum()),
+            num_tokens=int(predictions.num_tokens.sum()),
+        )
+        shown = predictions.label[~failed & ~predictions.abstained]
+        self.label_counts += np.bincount(shown, minlength=len(self.label_counts))
+        if self.first_error is None and predictions.errors:
+            index = min(predictions.errors)
+            self.first_error = f"row {first_row + index}: {predictions.errors[index]}"
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        self._pending_bytes += batch.nbytes
+        if self._pending_rows >= _ROW_GROUP_ROWS or self._pending_bytes >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def _record_batch(
+        self, first_row: int, kept: pa.RecordBatch, predictions: Predictions
+    ) -> pa.RecordBatch:
+        num_rows = kept.num_rows
+        failed = predictions.label < 0
+        columns = {
+            "row": pa.array(np.arange(first_row, first_row + num_rows, dtype=np.int64)),
+            "label": self._labels.take(
+                pa.array(predictions.label, mask=failed | predictions.abstained)
+            ),
+            "score": pa.array(predictions.probs.max(axis=1), pa.float32(), mask=failed),
+            "n_tokens": pa.array(predictions.num_tokens),
+            "truncated": pa.array(predictions.truncated),
+            "error": pa.array(
+                [predictions.errors.get(index) for index in range(num_rows)]
+                if predictions.errors
+                else pa.nulls(num_rows, pa.string()),
+                pa.string(),
+            ),
+        }
+        if "probs" in self._schema.names:
+            columns["probs"] = pa.StructArray.from_arrays(
+                [pa.array(column) for column in np.ascontiguousarray(predictions.probs.T)],
+                fields=list(self._schema.field("probs").type),
+                mask=pa.array(failed),
+            )
+        ours = [columns[name] for name in self._schema.names[kept.num_columns :]]
+        return pa.record_batch([*kept.columns, *ours], schema=self._schema)
+
+    def _flush(self) -> None:
+        if self._pending:
+            table = pa.Table.from_batches(self._pending, self._schema)
+            self._writer.write_table(table, row_group_size=max(self._pending_rows, 1))
+        self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
+
+    def finish(self, fingerprint: str) -> Footer:
+        """Close the file and read it back: as many rows as the shard has, or no commit.
+
+        Raises:
+            OutputError: rows in and rows out differ.
+        """
+        self._flush()
+        footer = Footer(
+            source=self.shard.source.uri,
+            source_version=self.shard.source.version,
+            start=self.shard.start,
+            stop=self.shard.stop,
+            fingerprint=fingerprint,
+            version=__version__,
+            nonce=uuid.uuid4().hex,
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            counts=self.counts,
+        )
+        self._writer.add_key_value_metadata(footer.to_metadata())
+        self._writer.close()
+        self.scratch.file.flush()
+        self.scratch.file.seek(0)
+        return Footer.read(self.scratch.file, self.scratch.name)
+
+    def abandon(self) -> None:
+        """Let go of a file that will not be published."""
+        with contextlib.suppress(OSError):  # the disk that was full still is
+            self._writer.close()
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """An output that is committed: by this attempt (`created`, with its labels), or found so."""
+
+    name: str
+    counts: Counts
+    created: bool
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+class Sink:
+    """The folder `fp=<fingerprint>` under the output, and the protocol of its commits."""
+
+    def __init__(
+        self, folder: Folder, fingerprint: str, labels: Sequence[str], *, probs: bool
+    ) -> None:
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.prefix = f"fp={fingerprint}/"
+        self._labels = tuple(labels)
+        self._probs = probs
+
+    def name(self, shard: Shard) -> str:
+        return self.prefix + shard.name
+
+    def committed(self, shard: Shard) -> Receipt | None:
+        """The receipt of a shard whose output is there already.
+
+        Raises:
+            OutputError: something else has its name.
+        """
+        footer = self._read_footer(shard)
+        return Receipt(self.name(shard), footer.counts, created=False) if footer else None
+
+    @contextmanager
+    def writer(self, shard: Shard, kept: pa.Schema) -> Iterator[ShardWriter]:
+        """A writer for a shard; what it wrote is gone on leaving unless it was committed."""
+        with self.folder.scratch(self.name(shard)) as scratch:
+            writer = ShardWriter(scratch, shard, kept, self._labels, probs=self._probs)
+            try:
+                yield writer
+            finally:
+                writer.abandon()
+
+    def commit(self, writer: ShardWriter) -> Receipt:
+        """Publish a finished shard, create-only.
+
+        Where an object is there already, it decides: with our own nonce the reply to our write
+        was lost, with another valid footer somebody else did the same work; both are success.
+
+        Raises:
+            OutputError: something else has the shard's name.
+        """
+        own = writer.finish(self.fingerprint)
+        created = self.folder.publish(writer.scratch)
+        if not created:
+            there = self._read_footer(writer.shard)
+            if there is None:
+                raise OutputError(
+                    f"{self.name(writer.shard)}: the store refused to create it, but holds nothing"
+                )
+            created = there.nonce == own.nonce
+            own = there
+        labels = dict(zip(self._labels, writer.label_counts.tolist(), strict=True))
+        return Receipt(self.name(writer.shard), own.counts, created, labels)
+
+    def _read_footer(self, shard: Shard) -> Footer | None:
+        name = self.name(shard)
+        file = self.folder.open(name)
+        if file is None:
+            return None
+        with file:
+            footer = Footer.read(file, f"{self.folder.uri}/{name}")
+        if not footer.is_of(shard, self.fingerprint):
+            raise OutputError(
+                f"{self.folder.uri}/{name}: holds other rows than {shard}; move it away"
+            )
+        return footer

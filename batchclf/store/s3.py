@@ -1,0 +1,484 @@
+"""S3 and what speaks its language."""
+
+import contextlib
+import fnmatch
+import functools
+import hashlib
+import io
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    FlexibleChecksumError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
+from botocore.exceptions import (
+    ConnectionError as BotoConnectionError,
+)
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from batchclf.errors import (
+    BatchclfError,
+    ConfigError,
+    CredentialsError,
+    InputChangedError,
+    InputError,
+    StoreError,
+)
+from batchclf.store.base import Folder, Scratch, Source, hidden, source_suffix, translate_os_error
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
+
+log = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 20
+_CONNECT_TIMEOUT_S = 10
+_READ_TIMEOUT_S = 60
+# Attempts of one call, waits between them random up to 1, 2, 4 ... 20 s: half a minute on average.
+# https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
+_ATTEMPTS = 8
+_SINGLE_PUT_BYTES = 32 << 20  # larger objects go up in parts
+_PART_BYTES = 16 << 20  # at least 5 MiB and at most 10,000 parts:
+# https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html
+
+# A download that broke off, or whose bytes do not fit their checksum, is done again from its start:
+# botocore retries a call until its headers are there, but never the body.
+_BROKEN_BODY = (
+    IncompleteReadError,  # fewer bytes than Content-Length said
+    ResponseStreamingError,  # reset, or a broken chunk
+    ReadTimeoutError,  # stalled
+    FlexibleChecksumError,  # a byte flipped on the way
+)
+
+
+class _WrongDigestError(BotoCoreError):
+    """The bytes do not fit the MD5 that the ETag of a plain upload is."""
+
+    fmt = "The body does not fit its ETag {etag}"
+
+
+class _ConflictError(Exception):
+    """409: another conditional write of this key was under way.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html says to try again,
+    a multipart upload from its start; botocore does not.
+    """
+
+
+class S3:
+    """A connection: one boto3 client, safe to share between threads."""
+
+    def __init__(self, client: "S3Client") -> None:
+        self.client = client
+
+    @classmethod
+    @functools.cache
+    def connect(cls, endpoint_url: str | None = None) -> "S3":
+        """The client for AWS, or for another server of the S3 protocol at `endpoint_url`.
+
+        Raises:
+            ConfigError: the AWS configuration or the URL makes no sense.
+        """
+        elsewhere = endpoint_url or os.environ.get(
+            "AWS_ENDPOINT_URL_S3", os.environ.get("AWS_ENDPOINT_URL")
+        )
+        config = Config(
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            read_timeout=_READ_TIMEOUT_S,
+            retries={
+                "mode": "standard",
+                "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", _ATTEMPTS)),
+            },
+            max_pool_connections=32,
+            tcp_keepalive=True,
+            # bucket.host names resolve at AWS; elsewhere they rarely do
+            s3={"addressing_style": "path" if elsewhere else "auto"},
+        )
+        try:
+            client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+        except NoRegionError as error:
+            raise ConfigError(f"S3: {error} Set AWS_REGION.") from error
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError(f"S3: {error}") from error
+        return cls(client)
+
+    def find(self, given: str) -> list[Source]:
+        """The sources under an s3:// prefix or glob; one alone if the prefix is its whole key."""
+        bucket, pattern = split_uri(given)
+        magic = min((pattern.index(c) for c in "*?[" if c in pattern), default=len(pattern))
+        sources = []
+        with _s3_errors(given, reading=True):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=bucket, Prefix=pattern[:magic]
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    key = item["Key"]
+                    source = Source(f"s3://{bucket}/{key}", item["ETag"], item["Size"])
+                    if key == pattern:
+                        return [_known(source)]
+                    if magic < len(pattern):
+                        if fnmatch.fnmatchcase(key, pattern):
+                            sources.append(_known(source))
+                    elif source_suffix(key) and not hidden(_relative(key, pattern)):
+                        sources.append(source)
+        return sorted(sources, key=lambda source: source.uri)
+
+    def download(self, source: Source) -> BinaryIO:
+        """The whole object in its planned version, in a nameless scratch file.
+
+        Checked against the checksum that S3 keeps, or the MD5 where the ETag is one.
+
+        Raises:
+            InputChangedError, InputError, StoreError: as `open_source`.
+        """
+        with _s3_errors(str(source), reading=True):
+            for attempt in _retrying(*_BROKEN_BODY, _WrongDigestError):
+                with attempt:
+                    return self._download_once(source)
+        raise AssertionError  # Retrying returns or raises
+
+    def _download_once(self, source: Source) -> BinaryIO:
+        reply = self._get(source)
+        digest = hashlib.md5(usedforsecurity=False)
+        file = tempfile.TemporaryFile(prefix="batchclf-")  # noqa: SIM115 - the caller closes it
+        try:
+            for chunk in reply["Body"].iter_chunks(_CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+            expected = _plain_md5(reply)
+            if expected is not None and digest.hexdigest() != expected:
+                raise _WrongDigestError(etag=expected)
+            file.seek(0)
+        except OSError as error:
+            file.close()
+            raise translate_os_error(error, f"scratch space in {tempfile.gettempdir()}") from error
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def open_ranges(self, source: Source) -> BinaryIO:
+        """The object as a file of which only the parts that are read are fetched."""
+        return io.BufferedReader(_Ranges(self, source), buffer_size=_CHUNK_BYTES)
+
+    def _get(self, source: Source, byte_range: str | None = None) -> "GetObjectOutputTypeDef":
+        bucket, key = split_uri(source.uri)
+        extra = {} if byte_range is None else {"Range": byte_range}
+        return self.client.get_object(Bucket=bucket, Key=key, IfMatch=source.version, **extra)  # type: ignore[arg-type]
+
+
+class _Ranges(io.RawIOBase):
+    """Random access by ranged GETs of one version."""
+
+    def __init__(self, s3: S3, source: Source) -> None:
+        self._s3 = s3
+        self._source = source
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {
+            io.SEEK_SET: 0,
+            io.SEEK_CUR: self._position,
+            io.SEEK_END: self._source.size_bytes,
+        }
+        self._position = base[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        stop = min(self._position + len(buffer), self._source.size_bytes)
+        if stop <= self._position:
+            return 0
+        with _s3_errors(str(self._source), reading=True):
+            for attempt in _retrying(*_BROKEN_BODY):
+                with attempt:
+                    reply = self._s3._get(self._source, f"bytes={self._position}-{stop - 1}")  # noqa: SLF001 - one room
+                    content = reply["Body"].read()
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+
+class S3Folder(Folder):
+    """The objects under an s3:// prefix."""
+
+    def __init__(self, s3: S3, uri: str) -> None:
+        self._s3 = s3
+        self._client = s3.client
+        self._bucket, prefix = split_uri(uri)
+        prefix = prefix.strip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self.uri = f"s3://{self._bucket}/{prefix}".rstrip("/")
+
+    def prepare(self) -> None:
+        name = f"_probe-{uuid.uuid4().hex}"
+        created = []
+        with _s3_errors(self.uri, reading=False):
+            try:
+                for _ in range(2):
+                    with self.scratch(name) as scratch:
+                        scratch.file.write(b"batchclf asks whether create-only writes are honoured")
+                        created.append(self.publish(scratch))
+            finally:
+                self._remove_probe(name)
+        # A lost reply to the first write makes it look refused, which is no harm.
+        if created[1]:
+            raise ConfigError(
+                f"{self.uri}: this store ignores If-None-Match, so a second worker would replace "
+                "what the first has committed. Use AWS S3, or a server with conditional writes"
+            )
+
+    def _remove_probe(self, name: str) -> None:
+        try:
+            self.delete(name)
+        except ConfigError:
+            log.info("left a probe object, since this role may not delete: %s/%s", self.uri, name)
+
+    def sizes(self, prefix: str) -> Mapping[str, int]:
+        with _s3_errors(self.uri, reading=False):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+            return {
+                item["Key"].removeprefix(self._prefix): item["Size"]
+                for page in pages
+                for item in page.get("Contents", [])
+            }
+
+    def open(self, name: str) -> BinaryIO | None:
+        uri = f"s3://{self._bucket}/{self._prefix}{name}"
+        with _s3_errors(uri, reading=False):
+            try:
+                head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + name)
+            except ClientError as error:
+                if _status(error) == _NOT_FOUND:
+                    return None
+                raise
+        return self._s3.open_ranges(Source(uri, head["ETag"], head["ContentLength"]))
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Scratch]:
+        try:
+            with tempfile.TemporaryFile(prefix="batchclf-") as file:
+                yield Scratch(name, file)
+        except OSError as error:
+            raise translate_os_error(error, f"scratch space in {tempfile.gettempdir()}") from error
+
+    def publish(self, scratch: Scratch) -> bool:
+        key = self._prefix + scratch.name
+        size_bytes = scratch.file.seek(0, io.SEEK_END)
+        create = self._put_once if size_bytes <= _SINGLE_PUT_BYTES else self._put_parts_once
+        with _s3_errors(f"s3://{self._bucket}/{key}", reading=False):
+            for attempt in _retrying(_ConflictError):
+                with attempt:
+                    return create(key, scratch.file)
+        raise AssertionError  # Retrying returns or raises
+
+    def _put_once(self, key: str, file: BinaryIO) -> bool:
+        file.seek(0)
+        try:
+            self._client.put_object(Bucket=self._bucket, Key=key, Body=file, IfNoneMatch="*")
+        except ClientError as error:
+            return _not_created(error)
+        return True
+
+    def _put_parts_once(self, key: str, file: BinaryIO) -> bool:
+        file.seek(0)
+        where = {"Bucket": self._bucket, "Key": key}
+        upload = {
+            **where,
+            "UploadId": self._client.create_multipart_upload(**where)["UploadId"],
+        }
+        parts: list[CompletedPartTypeDef] = []
+        try:
+            while chunk := file.read(_PART_BYTES):
+                number = len(parts) + 1
+                reply = self._client.upload_part(**upload, PartNumber=number, Body=chunk)
+                parts.append({"ETag": reply["ETag"], "PartNumber": number})
+            self._client.complete_multipart_upload(
+                **upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            )
+        except ClientError as error:
+            self._abort(upload)
+            if _code(error) == "NoSuchUpload":
+                # The reply to an earlier attempt was lost: either it completed, or somebody
+                # aborted the upload. The object tells.
+                if self.open(key.removeprefix(self._prefix)) is not None:
+                    return False
+                raise _ConflictError from error
+            return _not_created(error)
+        except BaseException:
+            self._abort(upload)
+            raise
+        return True
+
+    def _abort(self, upload: Mapping[str, str]) -> None:
+        # The parts cost money until they are gone; the bucket's lifecycle rule takes the rest.
+        with contextlib.suppress(ClientError, BotoCoreError):
+            self._client.abort_multipart_upload(**upload)  # type: ignore[arg-type]
+
+    def put(self, name: str, content: bytes) -> None:
+        with _s3_errors(f"{self.uri}/{name}", reading=False):
+            self._client.put_object(Bucket=self._bucket, Key=self._prefix + name, Body=content)
+
+    def delete(self, name: str) -> None:
+        with _s3_errors(f"{self.uri}/{name}", reading=False):
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + name)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/key` in two; the key may be empty and holds no escapes.
+
+    Raises:
+        ConfigError: there is no bucket in it.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise ConfigError(f"{uri}: no bucket; write s3://bucket/prefix")
+    return bucket, key
+
+
+def _relative(key: str, prefix: str) -> str:
+    return key[prefix.rfind("/") + 1 :]
+
+
+def _known(source: Source) -> Source:
+    if source_suffix(source.uri) is None:
+        raise InputError(f"{source}: not a .parquet, .csv, .csv.gz, .jsonl or .jsonl.gz file")
+    return source
+
+
+def _retrying(*transient: type[BaseException]) -> Retrying:
+    return Retrying(
+        retry=retry_if_exception_type(transient),
+        stop=stop_after_attempt(5),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        reraise=True,
+    )
+
+
+def _plain_md5(reply: "GetObjectOutputTypeDef") -> str | None:
+    """The MD5 of an object that was put in one piece and not encrypted by KMS or by its owner.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html says when an ETag is one.
+    """
+    etag = reply["ETag"].strip('"')
+    encrypted = reply.get("SSECustomerAlgorithm") or "kms" in reply.get("ServerSideEncryption", "")
+    is_md5 = len(etag) == hashlib.md5(usedforsecurity=False).digest_size * 2
+    return etag if is_md5 and not encrypted else None
+
+
+_NOT_FOUND = 404
+_CONFLICT = 409
+_PRECONDITION_FAILED = 412
+_TOO_MANY_REQUESTS = 429
+_SERVER_ERROR = 500
+_WRONG_REGION = {
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}
+_BAD_CREDENTIALS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+}
+_THROTTLED = {
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "RequestTimeout",
+    "RequestLimitExceeded",
+}
+# https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _not_created(error: ClientError) -> bool:
+    if _status(error) == _PRECONDITION_FAILED:
+        return False
+    if _status(error) == _CONFLICT:
+        raise _ConflictError from error
+    raise error
+
+
+@contextmanager
+def _s3_errors(what: str, *, reading: bool) -> Iterator[None]:
+    try:
+        yield
+    except _ConflictError as error:
+        raise StoreError(f"{what}: another write of this object kept being under way") from error
+    except ClientError as error:
+        raise _translate(error, what, reading=reading) from error
+    except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+        raise CredentialsError(
+            f"{what}: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or "
+            "give the machine a role"
+        ) from error
+    except ParamValidationError as error:
+        raise ConfigError(f"{what}: {error}") from error
+    except (BotoConnectionError, HTTPClientError, *_BROKEN_BODY, _WrongDigestError) as error:
+        raise StoreError(f"{what}: {error}") from error
+    except BotoCoreError as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def _translate(error: ClientError, what: str, *, reading: bool) -> BatchclfError:
+    code, status = _code(error), _status(error)
+    refused: type[BatchclfError] = InputError if reading else ConfigError
+    message = error.response.get("Error", {}).get("Message", "")
+    said = f"{code} {message}".strip()
+    if code in _BAD_CREDENTIALS:
+        return CredentialsError(f"{what}: the credentials are not accepted ({said}); renew them")
+    if code in _WRONG_REGION:
+        region = error.response["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+        advice = f"set AWS_REGION={region}" if region else "set AWS_REGION to the bucket's region"
+        return ConfigError(f"{what}: the bucket is in another region; {advice}")
+    if code == "NoSuchBucket":
+        return refused(f"{what}: there is no such bucket")
+    if status == _NOT_FOUND:
+        return refused(f"{what}: there is no such object")
+    if status == _PRECONDITION_FAILED and reading:
+        return InputChangedError(f"{what}: replaced since the plan was made; run again")
+    if status >= _SERVER_ERROR or status == _TOO_MANY_REQUESTS or code in _THROTTLED:
+        return StoreError(f"{what}: the store keeps answering {status} {said}; try again later")
+    return refused(f"{what}: the store answered {status} {said}")

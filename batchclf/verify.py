@@ -1,0 +1,190 @@
+"""Proof that an output is complete and whole."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchclf.classify import RUNS, SUCCESS_NAME, read_note
+from batchclf.config import CutSettings, ReadSettings
+from batchclf.errors import OutputError
+from batchclf.planning import make_plan
+from batchclf.sink import Counts, Footer
+from batchclf.store import Folder, open_folder
+
+_THREADS = 4
+_FOLDER = "fp="
+
+
+@dataclass
+class Verdict:
+    """What was found under one fingerprint.
+
+    Attributes:
+        num_shards: outputs that are whole.
+        counts: rows in them.
+        problems: one sentence each; none means complete and whole.
+        notes: what is no problem, but worth knowing.
+    """
+
+    output: str
+    num_shards: int = 0
+    counts: Counts = field(default_factory=Counts)
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(
+    output: str, inputs: Sequence[str] = (), endpoint_url: str | None = None
+) -> Verdict:
+    """Read an output to its last byte and hold it against its plan.
+
+    The plan is made again from `inputs`, with the settings of the run that wrote the output; without
+    inputs it is the one in `_SUCCESS.json`.
+
+    Args:
+        output: what `classify --output` was given, or the folder `fp=...` in it.
+        inputs: what `classify` was given.
+        endpoint_url: another server of the S3 protocol.
+
+    Raises:
+        OutputError: there is no output, or several fingerprints are mixed under it.
+        InputError: an input argument matches nothing.
+    """
+    folder = open_folder(output, endpoint_url)
+    folder = _enter_fingerprint(folder, endpoint_url)
+    verdict = Verdict(folder.uri)
+    names = sorted(name for name in folder.sizes("") if _is_output(name))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        checked = pool.map(lambda name: _check(folder, name), names)
+        footers: dict[str, Footer] = {}
+        for name, found in zip(names, checked, strict=True):
+            if isinstance(found, Footer):
+                footers[name] = found
+                verdict.num_shards += 1
+                verdict.counts += found.counts
+            else:
+                verdict.problems.append(str(found))
+    expected_fingerprint = folder.uri.rsplit(_FOLDER, 1)[-1]
+    for name, footer in footers.items():
+        if footer.fingerprint != expected_fingerprint:
+            verdict.problems.append(f"{name}: was written under fingerprint {footer.fingerprint}")
+    _check_overlaps(footers, verdict)
+    _check_plan(folder, names, inputs, endpoint_url, verdict)
+    return verdict
+
+
+def _enter_fingerprint(folder: Folder, endpoint_url: str | None) -> Folder:
+    if folder.uri.rsplit("/", 1)[-1].startswith(_FOLDER):
+        return folder
+    found = sorted({name.split("/")[0] for name in folder.sizes(_FOLDER) if "/" in name})
+    if not found:
+        raise OutputError(f"{folder.uri}: holds no output of batchclf, no folder {_FOLDER}...")
+    if len(found) > 1:
+        listed = "\n  ".join(f"{folder.uri}/{name}" for name in found)
+        raise OutputError(
+            f"{folder.uri}: holds the outputs of {len(found)} fingerprints, and who reads the "
+            f"whole folder mixes them. Verify and read one of\n  {listed}"
+        )
+    return open_folder(f"{folder.uri}/{found[0]}", endpoint_url)
+
+
+def _is_output(name: str) -> bool:
+    return not any(part.startswith(("_", ".")) for part in name.split("/"))
+
+
+def _check(folder: Folder, name: str) -> Footer | OutputError:
+    """Read one output whole, page checksums included; rows must be counted through."""
+    file = folder.open(name)
+    if file is None:
+        return OutputError(f"{name}: gone while it was verified")
+    with file:
+        try:
+            footer = Footer.read(file, name)
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            position = footer.start
+            for batch in parquet.iter_batches():
+                rows = batch.column("row").to_numpy()
+                if not np.array_equal(rows, np.arange(position, position + len(rows))):
+                    return OutputError(f"{name}: its rows are not {footer.start} to {footer.stop}")
+                position += len(rows)
+        except OutputError as error:
+            return error
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, OSError) as error:
+            return OutputError(f"{name}: torn: {error}")
+    if position != footer.stop:
+        return OutputError(f"{name}: ends after row {position} of {footer.start} to {footer.stop}")
+    return footer
+
+
+def _check_overlaps(footers: Mapping[str, Footer], verdict: Verdict) -> None:
+    by_source: dict[tuple[str, str], list[Footer]] = {}
+    versions: dict[str, set[str]] = {}
+    for footer in footers.values():
+        by_source.setdefault((footer.source, footer.source_version), []).append(footer)
+        versions.setdefault(footer.source, set()).add(footer.source_version)
+    for (source, _), found in by_source.items():
+        found.sort(key=lambda footer: (footer.start, footer.stop))
+        for before, after in zip(found, found[1:], strict=False):
+            if after.start < before.stop:
+                verdict.problems.append(
+                    f"{source}: rows {after.start} to {min(before.stop, after.stop)} stand twice"
+                )
+    for source, known in versions.items():
+        if len(known) > 1:
+            verdict.problems.append(
+                f"{source}: was replaced, and outputs of {len(known)} versions of it are here"
+            )
+
+
+def _check_plan(
+    folder: Folder,
+    names: Sequence[str],
+    inputs: Sequence[str],
+    endpoint_url: str | None,
+    verdict: Verdict,
+) -> None:
+    """Every planned shard must be there. What else is there is told."""
+    success = read_note(folder, SUCCESS_NAME)
+    if inputs:
+        note = success or _latest_run(folder)
+        if note is None:
+            verdict.problems.append("no run left its settings here, so the plan is unknown")
+            return
+        plan = make_plan(inputs, *_plan_settings(note), endpoint_url)
+        verdict.problems.extend(f"unreadable input: {error}" for error in plan.unreadable)
+        planned = {shard.name: str(shard) for shard in plan.shards}
+        if success is None:
+            verdict.notes.append(f"no {SUCCESS_NAME}: no run has seen every shard done")
+    elif success is not None:
+        planned = {name: name for name in success["shards"]}
+    else:
+        verdict.problems.append(
+            f"no {SUCCESS_NAME}: the job is not complete; run it again, or name its inputs to see "
+            "what is missing"
+        )
+        return
+    missing = [shown for name, shown in planned.items() if name not in names]
+    verdict.problems.extend(f"missing: {shown}" for shown in missing)
+    extra = len(set(names) - planned.keys())
+    if extra:
+        verdict.notes.append(f"{extra} outputs are of other inputs than the plan's")
+
+
+def _latest_run(folder: Folder) -> dict[str, Any] | None:
+    runs = sorted(folder.sizes(RUNS))
+    return read_note(folder, runs[-1]) if runs else None
+
+
+def _plan_settings(note: Mapping[str, Any]) -> tuple[ReadSettings, CutSettings]:
+    read, cut = note["read"], note["cut"]
+    keep = tuple(read["keep"]) if isinstance(read["keep"], list) else read["keep"]
+    settings = ReadSettings(
+        tuple(read["text_columns"]), read["id_column"], keep, read["delimiter"]
+    )
+    return settings, replace(CutSettings(), **cut)
+

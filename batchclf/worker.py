@@ -1,0 +1,305 @@
+"""The main path: shards in, committed outputs out.
+
+    fetch -> read -> tokenise -> predict -> write, publish
+
+Each arrow is a bounded queue between threads, and the flow does not stop at the end of a shard:
+while one is being published, the next is being computed, and small shards share their batches.
+Whoever calls deletes the message, or counts the shard as done, only after its outcome came.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchclf.config import PredictSettings, ReadSettings
+from batchclf.engine import Engine
+from batchclf.errors import ErrorRateError, InputError, OutputError
+from batchclf.shards import Shard
+from batchclf.sink import Predictions, Receipt, ShardWriter, Sink
+from batchclf.source import Reader, RowBatch, open_reader
+from batchclf.stages import Flow
+from batchclf.store import Source, check_unchanged, open_source
+from batchclf.text import Encoded, TextEncoder, join_text
+
+_WINDOW_BYTES = 128 << 20  # of kept columns that wait together for their predictions
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What every shard of a job shares."""
+
+    read: ReadSettings
+    encoder: TextEncoder
+    engine: Engine
+    temperature: float
+    predict: PredictSettings
+    sink: Sink
+    endpoint_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a shard: it has a receipt, or an error says why not."""
+
+    shard: Shard
+    receipt: Receipt | None = None
+    error: InputError | OutputError | None = None
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this attempt committed it, rather than found it done."""
+        return self.receipt is not None and self.receipt.created
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The rows of a shard follow."""
+
+    shard: Shard
+    kept_schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """No more of this shard: all its rows have passed, or it was found done, or it failed."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A shard to read. Its file is here with the first shard of a source, then stays open."""
+
+    shard: Shard
+    file: BinaryIO | None
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A record batch with its tokens; `readable` are the indices of the rows that have any."""
+
+    rows: RowBatch
+    errors: dict[int, str]
+    readable: npt.NDArray[np.int64]
+    encoded: Encoded
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    rows: RowBatch
+    predictions: Predictions
+
+
+_Marker = _Opened | _Closed
+
+
+def run_shards(
+    shards: Iterable[Shard],
+    tools: Tools,
+    interrupt: threading.Event,
+    on_batch: Callable[[int, int], None] = lambda rows, tokens: None,
+    on_end: Callable[[dict[str, float]], None] = lambda busy: None,
+) -> Iterator[Outcome]:
+    """Label shards and commit them, in order; a shard that cannot be read fails alone.
+
+    Args:
+        shards: taken from as the flow has room.
+        tools: what all of them share.
+        interrupt: when set, the flow stops between two batches and raises Interrupted; whatever
+            was not committed leaves no trace.
+        on_batch: told the examples and tokens of each batch computed.
+        on_end: told each stage's share of the time in which it was busy.
+
+    Raises:
+        Interrupted: `interrupt` was set.
+        StoreError, ConfigError: the store fails for all shards alike.
+    """
+    with Flow(interrupt) as flow:
+        fetched = flow.stage("fetch", _fetch(shards, tools), depth=1)
+        rows = flow.stage("read", _read(fetched, tools), depth=4)
+        encoded = flow.stage("tokenise", _tokenise(rows, tools), depth=8)
+        predicted = flow.stage("predict", _predict(encoded, tools, flow.check, on_batch), depth=16)
+        yield from _write(predicted, tools)
+        on_end(flow.busy_shares("write"))
+
+
+def _fetch(shards: Iterable[Shard], tools: Tools) -> Iterator[_Fetched | _Closed]:
+    """Bring each source here once for all its neighbouring shards, ahead of its reader."""
+    here: Source | None = None
+    for shard in shards:
+        try:
+            receipt = tools.sink.committed(shard)
+            if receipt:
+                yield _Closed(Outcome(shard, receipt))
+                continue
+            file = None if shard.source == here else open_source(shard.source, tools.endpoint_url)
+        except (InputError, OutputError) as error:
+            yield _Closed(Outcome(shard, error=error))
+            continue
+        here = shard.source
+        yield _Fetched(shard, file)
+
+
+def _read(
+    fetched: Iterable[_Fetched | _Closed], tools: Tools
+) -> Iterator[RowBatch | _Opened | _Closed]:
+    reader: Reader | InputError | None = None
+    with ExitStack() as open_files:
+        for item in fetched:
+            if isinstance(item, _Closed):
+                yield item
+                continue
+            shard = item.shard
+            try:
+                if item.file is not None:
+                    open_files.close()
+                    open_files.callback(item.file.close)
+                    reader = _try_open(item.file, shard.source, tools.read)
+                if not isinstance(reader, Reader):
+                    yield _Closed(Outcome(shard, error=reader))
+                    continue
+                yield _Opened(shard, reader.kept_schema)
+                yield from reader.read(shard.start, shard.stop, shard.offset)
+                check_unchanged(shard.source)
+            except InputError as error:
+                yield _Closed(Outcome(shard, error=error))
+            else:
+                yield _Closed(Outcome(shard))
+
+
+def _try_open(file: BinaryIO, source: Source, settings: ReadSettings) -> Reader | InputError:
+    try:
+        return open_reader(file, source, settings)
+    except InputError as error:
+        return error
+
+
+def _tokenise(
+    items: Iterable[RowBatch | _Marker], tools: Tools
+) -> Iterator[_Encoded | _Marker]:
+    for item in items:
+        if not isinstance(item, RowBatch):
+            yield item
+            continue
+        texts, errors = join_text(tools.read.text_columns, item.text)
+        errors |= item.faults
+        readable = np.array([i for i in range(item.num_rows) if i not in errors], dtype=np.int64)
+        encoded = tools.encoder.encode([texts[i] for i in readable])
+        # the text itself has done its work, and may be most of the memory
+        yield _Encoded(replace(item, text=()), errors, readable, encoded)
+
+
+def _windows(
+    items: Iterable[_Encoded | _Marker], most_tokens: int
+) -> Iterator[list[_Encoded | _Marker]]:
+    """Gather what will be sorted together. Windows do not end with shards."""
+    window: list[_Encoded | _Marker] = []
+    num_tokens = num_bytes = 0
+    for item in items:
+        window.append(item)
+        if isinstance(item, _Encoded):
+            num_tokens += len(item.encoded.ids)
+            num_bytes += item.rows.kept.nbytes
+            if num_tokens >= most_tokens or num_bytes >= _WINDOW_BYTES:
+                yield window
+                window, num_tokens, num_bytes = [], 0, 0
+    if window:
+        yield window
+
+
+def _predict(
+    items: Iterable[_Encoded | _Marker],
+    tools: Tools,
+    check: Callable[[], None],
+    on_batch: Callable[[int, int], None],
+) -> Iterator[_Predicted | _Marker]:
+    def after_batch(num_examples: int, num_tokens: int) -> None:
+        on_batch(num_examples, num_tokens)
+        check()
+
+    for window in _windows(items, tools.engine.window_tokens):
+        batches = [item for item in window if isinstance(item, _Encoded)]
+        lengths = np.concatenate([np.diff(b.encoded.offsets) for b in batches] or [np.array([])])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        ids = np.concatenate([b.encoded.ids for b in batches] or [np.array([], np.int32)])
+        logits = tools.engine.predict(ids, offsets, after_batch)
+        probs = _softmax(logits.logits_NC / tools.temperature)
+        first = 0
+        for item in window:
+            if not isinstance(item, _Encoded):
+                yield item
+                continue
+            last = first + len(item.readable)
+            yield _Predicted(
+                item.rows,
+                _restore(item, probs[first:last], logits.failed_N[first:last], tools.predict),
+            )
+            first = last
+
+
+def _softmax(logits_NC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shifted = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True, initial=-np.inf)
+    exponentials = np.exp(shifted)
+    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _restore(
+    item: _Encoded,
+    probs_RC: npt.NDArray[np.float32],
+    failed_R: npt.NDArray[np.bool_],
+    settings: PredictSettings,
+) -> Predictions:
+    """Predictions of the readable rows R back among all rows N of their record batch."""
+    num_rows = item.rows.num_rows
+    errors = dict(item.errors)
+    for index in item.readable[failed_R]:
+        errors[int(index)] = "out_of_memory: does not fit into the device's memory"
+    fine = item.readable[~failed_R]
+    label = np.full(num_rows, -1, dtype=np.int64)
+    probs = np.zeros((num_rows, probs_RC.shape[1]), dtype=np.float32)
+    num_tokens = np.zeros(num_rows, dtype=np.int32)
+    truncated = np.zeros(num_rows, dtype=np.bool_)
+    label[fine] = probs_RC[~failed_R].argmax(axis=1)
+    probs[fine] = probs_RC[~failed_R]
+    num_tokens[item.readable] = np.diff(item.encoded.offsets)
+    truncated[item.readable] = item.encoded.truncated
+    abstained = (label >= 0) & (probs.max(axis=1) < settings.min_score)
+    return Predictions(label, probs, abstained, num_tokens, truncated, errors)
+
+
+def _write(items: Iterable[_Predicted | _Marker], tools: Tools) -> Iterator[Outcome]:
+    with ExitStack() as open_writer:
+        writer: ShardWriter | None = None
+        for item in items:
+            match item:
+                case _Opened(shard, kept_schema):
+                    writer = open_writer.enter_context(tools.sink.writer(shard, kept_schema))
+                case _Predicted(rows, predictions) if writer is not None:
+                    writer.write(rows.first_row, rows.kept, predictions)
+                case _Closed(outcome):
+                    if writer is not None and outcome.error is None:
+                        outcome = _commit(writer, tools)
+                    writer = None
+                    open_writer.close()
+                    yield outcome
+
+
+def _commit(writer: ShardWriter, tools: Tools) -> Outcome:
+    shard, counts = writer.shard, writer.counts
+    try:
+        if tools.predict.on_error == "fail" and writer.first_error:
+            raise ErrorRateError(f"{shard.source} {writer.first_error} (--on-error fail)")
+        if counts.num_failed > tools.predict.max_error_rate * counts.num_rows:
+            raise ErrorRateError(
+                f"{shard}: {counts.num_failed} of {counts.num_rows} rows failed, more than "
+                f"--max-error-rate {tools.predict.max_error_rate}; the first is {writer.first_error}"
+            )
+        return Outcome(shard, tools.sink.commit(writer))
+    except (ErrorRateError, OutputError) as error:
+        return Outcome(shard, error=error)

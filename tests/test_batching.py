@@ -1,0 +1,139 @@
+import time
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchclf.batching import padding_waste, plan_batches, unique_rows
+from batchclf.errors import ConfigError
+
+lengths_lists = st.lists(st.integers(0, 60), max_size=120)
+budgets = st.integers(1, 200)
+
+
+@given(lengths_lists, budgets)
+def test_every_example_is_in_exactly_one_batch(lengths: list[int], max_tokens: int) -> None:
+    batches = plan_batches(lengths, max_tokens)
+    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
+
+
+@given(lengths_lists, budgets)
+def test_no_batch_is_empty(lengths: list[int], max_tokens: int) -> None:
+    assert all(len(batch) for batch in plan_batches(lengths, max_tokens))
+
+
+@given(lengths_lists, budgets)
+def test_the_budget_holds_except_for_single_examples_that_are_longer(
+    lengths: list[int], max_tokens: int
+) -> None:
+    for batch in plan_batches(lengths, max_tokens):
+        assert max(lengths[i] for i in batch) * len(batch) <= max_tokens or len(batch) == 1
+
+
+@given(lengths_lists, budgets)
+def test_the_longest_come_first_and_equals_keep_their_order(
+    lengths: list[int], max_tokens: int
+) -> None:
+    order = [int(i) for batch in plan_batches(lengths, max_tokens) for i in batch]
+    assert order == sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+
+
+@given(lengths_lists, budgets)
+def test_the_same_lengths_give_the_same_batches_as_list_and_as_array(
+    lengths: list[int], max_tokens: int
+) -> None:
+    listed = plan_batches(lengths, max_tokens)
+    arrayed = plan_batches(np.array(lengths, dtype=np.int32), max_tokens)
+    assert [batch.tolist() for batch in listed] == [batch.tolist() for batch in arrayed]
+
+
+@given(st.integers(1, 60), st.integers(1, 300), budgets)
+def test_examples_of_one_length_fill_every_batch_but_the_last(
+    length: int, count: int, max_tokens: int
+) -> None:
+    sizes = [len(batch) for batch in plan_batches([length] * count, max_tokens)]
+    assert set(sizes[:-1]) <= {max(1, max_tokens // length)}
+
+
+def test_a_batch_ends_early_where_padding_would_cost_more_than_another_batch() -> None:
+    batches = plan_batches([100] * 4 + [10] * 4, max_tokens=1000)
+    assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_budget_below_one_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 1, not 0"):
+        plan_batches([1], max_tokens=0)
+
+
+def test_a_million_lengths_are_planned_in_well_under_a_second() -> None:
+    lengths = news_lengths(1_000_000, seed=0)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        plan_batches(lengths, max_tokens=4096)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("sigma", [0.5, 0.6, 0.8])
+def test_a_window_of_64_batches_of_news_wastes_at_most_one_and_a_half_percent(
+    sigma: float, seed: int
+) -> None:
+    lengths = news_lengths(2000, seed=seed, sigma=sigma)
+    window = lengths[: np.searchsorted(np.cumsum(lengths), 64 * 4096)]
+    batches = plan_batches(window, max_tokens=4096)
+    assert padding_waste(window, batches) <= 0.015
+    assert len(batches) <= 64 * 1.35  # a plan of single rows would waste nothing
+
+
+@given(lengths_lists, budgets)
+def test_padding_waste_is_padding_over_computed_tokens(lengths: list[int], max_tokens: int) -> None:
+    batches = plan_batches(lengths, max_tokens)
+    computed = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
+    expected = (computed - sum(lengths)) / computed if computed else 0
+    assert padding_waste(lengths, batches) == pytest.approx(expected)
+
+
+def test_the_waste_of_nothing_is_nothing() -> None:
+    assert padding_waste([], []) == 0
+
+
+id_rows = st.lists(st.lists(st.integers(0, 2), max_size=3), max_size=40)
+
+
+@given(id_rows)
+def test_every_row_equals_the_first_row_of_its_kind(rows: list[list[int]]) -> None:
+    first, inverse = unique_rows([np.array(row, dtype=np.int32) for row in rows])
+    assert [rows[i] for i in first[inverse]] == rows
+
+
+@given(id_rows)
+def test_the_kinds_are_distinct_and_stand_in_the_order_of_their_first_rows(
+    rows: list[list[int]],
+) -> None:
+    first, _ = unique_rows([np.array(row, dtype=np.int32) for row in rows])
+    assert first.tolist() == [i for i, row in enumerate(rows) if row not in rows[:i]]
+
+
+@given(id_rows)
+def test_bytes_views_and_arrays_of_the_same_ids_are_the_same_rows(rows: list[list[int]]) -> None:
+    arrays = [np.array(row, dtype=np.int32) for row in rows]
+    expected = [part.tolist() for part in unique_rows(arrays)]
+    for others in ([a.tobytes() for a in arrays], [memoryview(a) for a in arrays]):
+        assert [part.tolist() for part in unique_rows(others)] == expected
+
+
+def test_a_strided_row_counts_by_its_values() -> None:
+    row = np.array([1, 9, 2, 9], dtype=np.int32)[::2]
+    first, inverse = unique_rows([row, np.array([1, 2], dtype=np.int32)])
+    assert (first.tolist(), inverse.tolist()) == ([0], [0, 0])
+
+
+def news_lengths(count: int, *, seed: int, sigma: float = 0.6) -> npt.NDArray[np.int64]:
+    """Tokens of articles: lognormal with mean 450, cut at 1024."""
+    mu = np.log(450) - sigma**2 / 2
+    drawn = np.random.default_rng(seed).lognormal(mu, sigma, count)
+    return np.clip(drawn.astype(np.int64), 1, 1024)
