@@ -43,10 +43,10 @@ class Settings:
     inputs: tuple[str, ...]
     model: str
     output: str
-    read: ReadSettings = ReadSettings()
-    cut: CutSettings = CutSettings()
-    predict: PredictSettings = PredictSettings()
-    share: Share = Share()
+    read: ReadSettings
+    cut: CutSettings
+    predict: PredictSettings
+    share: Share
     max_length: int | None = None
     max_batch_tokens: int | None = None
     device: str = "auto"
@@ -211,10 +211,12 @@ class ClassifyJob:
 
     def _count(self, outcome: Outcome, summary: Summary) -> None:
         shard, receipt = outcome.shard, outcome.receipt
-        if receipt is None:
+        if outcome.error is not None:
             summary.errors.append(outcome.error)
             log.error("%s", outcome.error)
-        elif not outcome.is_new:
+        if receipt is None:
+            return
+        if not outcome.is_new:
             summary.num_skipped += 1
             log.info("done before", extra=fields(shard=shard.name))
         else:
@@ -224,7 +226,7 @@ class ClassifyJob:
             log.info("committed", extra=fields(shard=shard.name, **asdict(receipt.counts)))
 
     def _withdraw_other_success(self) -> None:
-        """Take away the mark of an earlier, smaller plan, which would speak too soon of this one."""
+        """Take away the mark of another plan, which would speak too soon of this one."""
         success = read_note(self.folder, self.sink.prefix + SUCCESS_NAME)
         if success is not None and success.get("plan") != self._plan_id:
             self.folder.delete(self.sink.prefix + SUCCESS_NAME)
@@ -265,7 +267,8 @@ class ClassifyJob:
             },
         }
         run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-        self.folder.put(f"{self.sink.prefix}{RUNS}{run_id}.json", json.dumps(note, indent=1).encode())
+        name = f"{self.sink.prefix}{RUNS}{run_id}.json"
+        self.folder.put(name, json.dumps(note, indent=1).encode())
 
     def _identity(self) -> dict[str, Any]:
         return {

@@ -77,7 +77,7 @@ def _run() -> int:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="batchclf")
 def cli() -> None:
-    """Label a news archive with a fine-tuned GPT-2 classifier.
+    r"""Label a news archive with a fine-tuned GPT-2 classifier.
 
     Files in, labelled Parquet out, every row exactly once. Every option can also be set by an
     environment variable: BATCHCLF_CLASSIFY_MODEL for `classify --model`.
@@ -152,9 +152,7 @@ _cut_options = _options(
         metavar="N",
         help="Rows that are committed as one file. Keep it between runs into one output.",
     ),
-    click.option(
-        "--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows."
-    ),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows."),
     click.option(
         "--shard-index",
         type=int,
@@ -250,7 +248,10 @@ _predict_options = _options(
 @_cut_options
 @click.option("--dry-run", is_flag=True, help="Show the shards and what is left to do; no writes.")
 @click.option(
-    "--progress/--no-progress", default=True, help="A bar on a terminal, else lines.", show_default=True
+    "--progress/--no-progress",
+    default=True,
+    help="A bar on a terminal, else lines.",
+    show_default=True,
 )
 @_log_options
 def classify(  # noqa: PLR0917 - click passes by name
@@ -279,14 +280,14 @@ def classify(  # noqa: PLR0917 - click passes by name
     log_format: LogFormat,
     endpoint_url: str | None,
 ) -> int:
-    """Label files: one output row for every input row.
+    r"""Label files: one output row for every input row.
 
     INPUT is a file, a folder, a glob or an s3:// prefix of .parquet, .csv, .csv.gz, .jsonl or
     .jsonl.gz files. The same command again goes on where it was stopped.
 
     \b
     batchclf classify news.csv --model model --output labelled
-    batchclf classify s3://in/2024/ --model model --output s3://out/2024 \\
+    batchclf classify s3://in/2024/ --model model --output s3://out/2024 \
         --text-column title --text-column body --keep-columns url,published
     """
     configure(log_format)
@@ -294,8 +295,8 @@ def classify(  # noqa: PLR0917 - click passes by name
     read = ReadSettings(text_columns, id_column, _parse_keep(keep_columns), _unescape(delimiter))
     share = find_share(shard_index, num_shards, os.environ)
 
-    from batchclf.classify import ClassifyJob, Settings  # noqa: PLC0415 - imports torch
-    from batchclf.progress import Progress, choose_style  # noqa: PLC0415
+    from batchclf.classify import ClassifyJob, Settings
+    from batchclf.progress import Progress, choose_style
 
     job = ClassifyJob(
         Settings(
@@ -336,7 +337,9 @@ def _parse_keep(value: str | None) -> Keep:
         return value  # type: ignore[return-value]
     names = tuple(name.strip() for name in value.split(","))
     if not all(names):
-        raise click.BadParameter("an empty name; write A,B or all or none", param_hint="--keep-columns")
+        raise click.BadParameter(
+            "an empty name; write A,B or all or none", param_hint="--keep-columns"
+        )
     return tuple(dict.fromkeys(names))
 
 
@@ -410,7 +413,7 @@ def verify(
     worker wrote down.
     """
     configure(log_format)
-    from batchclf.verify import verify as prove  # noqa: PLC0415 - imports pyarrow
+    from batchclf.verify import verify as prove
 
     verdict = prove(output, inputs, endpoint_url)
     if log_format == "json":

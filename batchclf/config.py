@@ -119,13 +119,10 @@ def find_share(index: int | None, count: int | None, environment: Mapping[str, s
     if index is not None or count is not None:
         return _pair(index, count, "--shard-index", "--num-shards")
     for index_name, count_name in _SHARE_VARIABLES:
-        values = [environment.get(name) for name in (index_name, count_name)]
+        values = environment.get(index_name), environment.get(count_name)
         if any(values):
-            numbers = [
-                _integer(value, name)
-                for value, name in zip(values, (index_name, count_name), strict=True)
-            ]
-            return _pair(*numbers, index_name, count_name)
+            index, count = _integer(values[0], index_name), _integer(values[1], count_name)
+            return _pair(index, count, index_name, count_name)
     return Share()
 
 

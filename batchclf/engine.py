@@ -3,6 +3,7 @@
 Shape suffixes: N examples, U distinct examples, B rows of a batch, T tokens of its longest row,
 C classes.
 """
+# ruff: noqa: N803, N806, N815 - names of arrays end in their shape, in capitals
 
 import logging
 import platform
@@ -16,7 +17,7 @@ import torch
 
 from batchclf.batching import plan_batches, unique_rows
 from batchclf.errors import ConfigError
-from batchclf.model import GPT2Classifier, num_pooled_tokens
+from batchclf.model import GPT2Classifier
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
 
 def _is_fast_at_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if platform.system() != "Linux":
         return False
     words = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
@@ -88,8 +89,8 @@ class Logits:
         num_padded_tokens: tokens computed, padding included.
     """
 
-    logits_NC: FloatArray  # noqa: N815
-    failed_N: npt.NDArray[np.bool_]  # noqa: N815
+    logits_NC: FloatArray
+    failed_N: npt.NDArray[np.bool_]
     num_distinct: int
     num_padded_tokens: int
 
@@ -103,9 +104,7 @@ class Engine:
         self.compute = compute
         self.max_batch_tokens = max_batch_tokens or _BATCH_TOKENS[compute.device.type]
         self._model = model.eval()
-        self._num_labels = model.config.num_labels
-        self._pad_token_id = model.config.pad_token_id
-        self._pools_last = model.config.head == "last_token"
+        self._config = model.config
 
     @property
     def window_tokens(self) -> int:
@@ -116,24 +115,28 @@ class Engine:
         self,
         ids: npt.NDArray[np.int32],
         offsets: IntArray,
-        on_batch: Callable[[int, int], None] = lambda rows, tokens: None,
+        on_batch: Callable[[int, int], None],
     ) -> Logits:
         """Logits of N examples in their own order, whatever order they are computed in.
 
         Args:
             ids: token ids of all examples, one after the other.
-            offsets: [N + 1], where each example begins in `ids` and the last one ends.
+            offsets: [N + 1], where each example begins in `ids` and the last one ends; none is
+                empty.
             on_batch: told the examples and tokens of each batch when it is done; may raise to
                 stop.
         """
         starts, lengths = offsets[:-1], np.diff(offsets)
-        if self._pools_last:
-            lengths = self._without_trailing_pads(ids, starts, lengths)
-        first_U, inverse_N = unique_rows(ids, starts, lengths)
+        lengths = self._without_trailing_pads(ids, starts, lengths)
+        raw, size = ids.tobytes(), ids.itemsize
+        ends = (starts + lengths) * size
+        first_U, inverse_N = unique_rows(
+            [raw[a:b] for a, b in zip((starts * size).tolist(), ends.tolist(), strict=True)]
+        )
         starts_U, lengths_U = starts[first_U], lengths[first_U]
         counts_U = np.bincount(inverse_N, minlength=len(first_U))
         logits_UC = torch.zeros(
-            (len(first_U), self._num_labels), dtype=torch.float32, device=self.compute.device
+            (len(first_U), self._config.num_labels), dtype=torch.float32, device=self.compute.device
         )
         failed_U = np.zeros(len(first_U), dtype=np.bool_)
         num_padded_tokens = 0
@@ -177,12 +180,13 @@ class Engine:
         self, ids: npt.NDArray[np.int32], starts: IntArray, lengths: IntArray
     ) -> IntArray:
         """Lengths up to the token that is pooled: the last one that is not the pad token."""
-        if self._pad_token_id is None or not len(ids):
+        pad = self._config.pad_token_id
+        if self._config.head != "last_token" or pad is None or not len(lengths):
             return lengths
         lengths = lengths.copy()
-        for row in np.flatnonzero(ids[starts + lengths - 1] == self._pad_token_id):
+        for row in np.flatnonzero(ids[starts + lengths - 1] == pad):
             row_ids = ids[starts[row] : starts[row] + lengths[row]]
-            lengths[row] = num_pooled_tokens(row_ids, self._pad_token_id)
+            lengths[row] = self._config.num_pooled_tokens(row_ids)
         return lengths
 
     def _halve(

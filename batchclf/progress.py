@@ -41,8 +41,8 @@ class Progress:
 
     def __enter__(self) -> Self:
         if self._style == "bar":
-            from rich.console import Console  # noqa: PLC0415 - rich takes 0.1 s to import
-            from rich.progress import (  # noqa: PLC0415
+            from rich.console import Console
+            from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
                 Progress as Bar,

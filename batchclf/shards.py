@@ -97,7 +97,7 @@ def cut_rows(contents: Contents, rows_per_shard: int) -> list[tuple[int, int]]:
 
 def plan_shards(sources: Sequence[tuple[Source, Contents]], settings: CutSettings) -> list[Shard]:
     """All shards of a job, in input order; with a limit, those of the first `limit` rows."""
-    shards = []
+    shards: list[Shard] = []
     left = settings.limit
     for source, contents in sources:
         for start, stop in cut_rows(contents, settings.rows_per_shard):

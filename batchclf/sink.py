@@ -1,13 +1,12 @@
 """Predictions to one Parquet file per shard, committed by its appearance."""
 
 import contextlib
-import io
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -77,11 +76,14 @@ class Footer:
         }
         try:
             footer = cls(
-                **{
-                    f.name: int(found[f.name]) if f.name in ("start", "stop") else found[f.name]
-                    for f in fields(cls)
-                    if f.name != "counts"
-                },
+                source=found["source"],
+                source_version=found["source_version"],
+                start=int(found["start"]),
+                stop=int(found["stop"]),
+                fingerprint=found["fingerprint"],
+                version=found["version"],
+                nonce=found["nonce"],
+                finished_at=found["finished_at"],
                 counts=Counts(**{f.name: int(found[f.name]) for f in fields(Counts)}),
             )
         except (KeyError, ValueError) as error:

@@ -504,4 +504,3 @@ def _record_batch(columns: list[pa.Array], schema: pa.Schema, num_rows: int) -> 
     # a batch without columns cannot be made with a length; a struct array can
     empty = pa.StructArray.from_buffers(pa.struct([]), num_rows, [None])
     return pa.RecordBatch.from_struct_array(empty)
-

@@ -77,7 +77,7 @@ class Stage(Generic[T]):
         starved_s: seconds its reader waited for one.
     """
 
-    def __init__(self, name: str, results: Iterable[T], depth: int, stop: threading.Event) -> None:
+    def __init__(self, name: str, results: Iterable[T], depth: int, flow: Flow) -> None:
         self.name = name
         self.produced_s = 0.0
         self.starved_s = 0.0

@@ -1,4 +1,4 @@
-"""Columns -> text -> token ids.
+r"""Columns -> text -> token ids.
 
 The exact prefix cut
 --------------------
@@ -6,21 +6,21 @@ A model sees at most `max_length` tokens, so a long text is cut before it is tok
 a place between a non-space character and an ASCII space character. What stands before a break
 tokenises to an exact prefix of the tokens of the whole text:
 
-- GPT-2's pre-tokeniser (ByteLevel with its own expression
-  `'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+`) goes from left to
-  right and never looks back. A run of letters, numbers or others stops at a space as it stops at
-  the end of the text; a contraction holds no space; and a run of spaces ends at the non-space
-  character before the break, which both have. So the words before the break are the same.
+- GPT-2's pre-tokeniser, ByteLevel with the expression
+  `'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`, goes from left to
+  right and never looks back. A run of letters, of numbers or of others stops at a space as it
+  stops at the end of the text; a contraction holds no space; and a run of spaces ends at the
+  latest at the non-space character before the break. So the words before the break are the same.
 - An added token without white space, and without `lstrip`, `rstrip` or `single_word`, neither
   spans the break nor looks past it.
-- BPE works on one word at a time. With all 256 bytes in the vocabulary no character is dropped.
+- BPE works on one word at a time, and with all 256 bytes in the vocabulary it drops none.
 
-So any prefix up to a break that gives more than `max_length` tokens gives the right ones, and a
-prefix that gives fewer is taken longer. `TextEncoder.cuts` says whether all this holds for a
-tokenizer; where it does not, whole texts are tokenised.
+So any prefix up to a break that gives more than `max_length` tokens gives the right ones; one
+that gives fewer is taken longer. `TextEncoder.cuts` says whether all this holds for a tokenizer;
+where it does not, whole texts are tokenised.
 
-Python's white space is that of the tokenizer's regular expressions (Unicode `White_Space`) and
-U+001C to U+001F: a character that is not white space here is none there.
+White space in Python is what it is in the tokenizer's expression (Unicode `White_Space`) and
+U+001C to U+001F besides. So Python's non-space characters are non-space there too.
 """
 
 import json
@@ -28,7 +28,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -240,33 +240,169 @@ class TextEncoder:
     def encode(self, texts: Sequence[str | None]) -> Encoded:
         """Tokenise rows; a row that is None has no tokens and no error.
 
-        A text whose first `max_length` + 1 tokens cannot be had from MAX_UNBROKEN_BYTES of it
-        gets an error `unbroken_text`, one that the tokenizer makes no tokens of `empty_text`.
+        A text that cannot be cut within MAX_UNBROKEN_BYTES gets an error `unbroken_text`, one
+        that the tokenizer makes no tokens of `empty_text`.
 
         Args:
             texts: [rows] without lone surrogates, as from `join_text`.
         """
-        present = [row for row, text in enumerate(texts) if text is not None]
-        found = self._encode([self._normalise(text) for text in texts if text is not None])
+        present = np.array([row for row, text in enumerate(texts) if text is not None], np.int64)
+        prepared = [self._normalise(text) for text in texts if text is not None]
+        first_chars = int(_CHARS_PER_TOKEN * (self.max_length + 1))
+        found, too_long = self._tokenise_prefixes(prepared, first_chars)
         longer = np.flatnonzero(found.lengths > self.max_length)
         if self._truncating is None:
             found.ids = np.delete(found.ids, np.cumsum(found.lengths)[longer] - 1)
             found.lengths[longer] -= 1
         else:
-            rows = [self._normalise(texts[present[row]] or "") for row in longer.tolist()]
-            found.replace(longer, self._tokenise(rows, self._truncating))
-        lengths = np.zeros(len(texts), dtype=np.int64)
+            kept = [prepared[row] for row in longer.tolist()]
+            found.replace(longer, _tokenise(self._truncating, kept, _sizes(kept)))
+
+        lengths = np.zeros(len(texts), np.int64)
         lengths[present] = found.lengths
-        truncated = np.zeros(len(texts), dtype=np.bool_)
-        truncated[np.array(present, dtype=np.int64)[longer]] = True
-        errors = {present[row]: error for row, error in found.errors.items()}
-        for row in np.flatnonzero(found.lengths == 0).tolist():
-            errors.setdefault(present[row], "empty_text: the tokenizer makes no tokens of it")
+        truncated = np.zeros(len(texts), np.bool_)
+        truncated[present[longer]] = True
+        unbroken = f"unbroken_text: no place to cut it in its first {MAX_UNBROKEN_BYTES} bytes"
+        errors = dict.fromkeys(present[too_long].tolist(), unbroken)
+        for row in present[found.lengths == 0].tolist():
+            errors.setdefault(row, "empty_text: the tokenizer makes no tokens of it")
         return Encoded(found.ids, np.concatenate(([0], np.cumsum(lengths))), truncated, errors)
 
     def _normalise(self, text: str) -> str:
         if self.cuts:
             # Each word gives at least one token.
             return normalise(text, self._normalisation, self.max_length + 1)
-        # Bounds the memory of splitting; the row is too long to be tokenised in any case.
-        return normalise(text[: MAX_UNBROKEN_BYTES + 1], self._normalisation)
+        if len(text) > MAX_UNBROKEN_BYTES:
+            return text  # too long to be tokenised; splitting it would take gigabytes
+        return normalise(text, self._normalisation)
+
+    def _tokenise_prefixes(
+        self, texts: list[str], num_chars: int
+    ) -> tuple["_Rows", npt.NDArray[np.bool_]]:
+        """Up to `max_length` + 1 tokens of each text, from `num_chars` of it or more if need be.
+
+        Returns:
+            The tokens, and which texts are too long for them: bool [rows].
+        """
+        prefixes = [
+            text if len(text) <= num_chars else self._prefix(text, num_chars) for text in texts
+        ]
+        sizes = _sizes(prefixes)
+        too_long = sizes > MAX_UNBROKEN_BYTES
+        fitting = list(compress(prefixes, (~too_long).tolist()))
+        found = _tokenise(self._tokenizer, fitting, sizes[~too_long])
+        lengths = np.zeros(len(texts), np.int64)
+        lengths[~too_long] = found.lengths
+        found.lengths = lengths
+
+        is_cut = _num_chars(prefixes) < _num_chars(texts)
+        short = np.flatnonzero(is_cut & ~too_long & (lengths <= self.max_length))
+        if len(short):
+            again, too_long[short] = self._tokenise_prefixes(
+                [texts[row] for row in short.tolist()], 2 * num_chars
+            )
+            found.replace(short, again)
+        return found, too_long
+
+    def _prefix(self, text: str, num_chars: int) -> str:
+        """The text up to its first break after `num_chars`; without one whole, or too long."""
+        if self.cuts and (found := _BREAK.search(text, num_chars, MAX_UNBROKEN_BYTES + 1)):
+            return text[: found.start()]
+        return text[: MAX_UNBROKEN_BYTES + 1]
+
+
+@dataclass
+class _Rows:
+    """Token ids, row after row, and how many each row has."""
+
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int64]
+
+    def replace(self, rows: npt.NDArray[np.int64], others: "_Rows") -> None:
+        """Put `others` in the place of `rows`, which ascend."""
+        ends = np.cumsum(self.lengths)
+        kept = np.split(self.ids, np.column_stack((ends - self.lengths, ends))[rows].ravel())[::2]
+        put = np.split(others.ids, np.cumsum(others.lengths))
+        # A last empty part of `put` goes with the ids after the last row.
+        self.ids = np.concatenate([part for pair in zip(kept, put, strict=True) for part in pair])
+        self.lengths[rows] = others.lengths
+
+
+def _tokenise(tokenizer: Tokenizer, texts: list[str], sizes: npt.NDArray[np.int64]) -> _Rows:
+    ids = array("i")
+    lengths = array("q")
+    for start, end in _chunks(sizes):
+        for encoding in tokenizer.encode_batch_fast(texts[start:end]):
+            row_ids = encoding.ids
+            ids.fromlist(row_ids)
+            lengths.append(len(row_ids))
+    return _Rows(np.array(ids, np.int32), np.array(lengths, np.int64))
+
+
+def _chunks(sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that hold MAX_UNBROKEN_BYTES or a single row, so that memory is bounded."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        limit = ends[start] - sizes[start] + MAX_UNBROKEN_BYTES
+        end = max(start + 1, int(np.searchsorted(ends, limit, side="right")))
+        yield start, end
+        start = end
+
+
+def _sizes(texts: list[str]) -> npt.NDArray[np.int64]:
+    """int64 [rows]: UTF-8 bytes of the large texts, characters of the others."""
+    sizes = _num_chars(texts)
+    for row in np.flatnonzero(sizes > _LARGE_CHARS).tolist():
+        sizes[row] = len(texts[row].encode())
+    return sizes
+
+
+def _num_chars(texts: list[str]) -> npt.NDArray[np.int64]:
+    return np.fromiter(map(len, texts), np.int64, len(texts))
+
+
+def _copy(tokenizer: Tokenizer, spec: str, max_length: int) -> Tokenizer:
+    copied = Tokenizer.from_str(spec)
+    copied.encode_special_tokens = tokenizer.encode_special_tokens  # not in the spec
+    copied.no_padding()
+    copied.enable_truncation(max_length)
+    return copied
+
+
+def _is_exact_before_breaks(spec: dict[str, Any]) -> bool:
+    """Whether what stands before a break tokenises alone as it does in its text.
+
+    Args:
+        spec: what `tokenizer.json` holds, of a tokenizer that adds no special tokens.
+    """
+    splitter = spec["pre_tokenizer"] or {"type": None}
+    model = spec["model"]
+    if splitter["type"] != "ByteLevel" or model["type"] != "BPE":
+        return False
+    return not (
+        spec["normalizer"]
+        or splitter["add_prefix_space"]
+        or not splitter["use_regex"]
+        or model["dropout"]
+        or model["continuing_subword_prefix"]
+        or model["end_of_word_suffix"]
+        or not set(ByteLevel.alphabet()) <= model["vocab"].keys()
+        or any(_minds_white_space(token) for token in spec["added_tokens"])
+        or not _adds_nothing(spec["post_processor"])
+    )
+
+
+def _minds_white_space(token: dict[str, Any]) -> bool:
+    stripping = token["lstrip"] or token["rstrip"] or token["single_word"]
+    return bool(stripping) or re.search(r"\s", token["content"]) is not None
+
+
+def _adds_nothing(post_processor: dict[str, Any] | None) -> bool:
+    if post_processor is None or post_processor["type"] == "ByteLevel":
+        return True
+    # transformers 5 writes this for GPT-2.
+    single = [{"Sequence": {"id": "A", "type_id": 0}}]
+    return bool(
+        post_processor["type"] == "TemplateProcessing" and post_processor["single"] == single
+    )

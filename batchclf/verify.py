@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,11 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(
-    output: str, inputs: Sequence[str] = (), endpoint_url: str | None = None
-) -> Verdict:
+def verify(output: str, inputs: Sequence[str] = (), endpoint_url: str | None = None) -> Verdict:
     """Read an output to its last byte and hold it against its plan.
 
-    The plan is made again from `inputs`, with the settings of the run that wrote the output; without
-    inputs it is the one in `_SUCCESS.json`.
+    The plan is made again from `inputs`, with the settings of the run that wrote the output;
+    without inputs it is the one in `_SUCCESS.json`.
 
     Args:
         output: what `classify --output` was given, or the folder `fp=...` in it.
@@ -129,7 +128,7 @@ def _check_overlaps(footers: Mapping[str, Footer], verdict: Verdict) -> None:
         versions.setdefault(footer.source, set()).add(footer.source_version)
     for (source, _), found in by_source.items():
         found.sort(key=lambda footer: (footer.start, footer.stop))
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in pairwise(found):
             if after.start < before.stop:
                 verdict.problems.append(
                     f"{source}: rows {after.start} to {min(before.stop, after.stop)} stand twice"
@@ -183,8 +182,5 @@ def _latest_run(folder: Folder) -> dict[str, Any] | None:
 def _plan_settings(note: Mapping[str, Any]) -> tuple[ReadSettings, CutSettings]:
     read, cut = note["read"], note["cut"]
     keep = tuple(read["keep"]) if isinstance(read["keep"], list) else read["keep"]
-    settings = ReadSettings(
-        tuple(read["text_columns"]), read["id_column"], keep, read["delimiter"]
-    )
+    settings = ReadSettings(tuple(read["text_columns"]), read["id_column"], keep, read["delimiter"])
     return settings, replace(CutSettings(), **cut)
-

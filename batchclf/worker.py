@@ -5,7 +5,10 @@
 Each arrow is a bounded queue between threads, and the flow does not stop at the end of a shard:
 while one is being published, the next is being computed, and small shards share their batches.
 Whoever calls deletes the message, or counts the shard as done, only after its outcome came.
+
+Shape suffixes: N rows of a record batch, R those of them that could be read, C classes.
 """
+# ruff: noqa: N803, N806 - names of arrays end in their shape, in capitals
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -82,11 +85,10 @@ class _Fetched:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A record batch with its tokens; `readable` are the indices of the rows that have any."""
+    """A record batch with its tokens; a row with an error has none."""
 
     rows: RowBatch
     errors: dict[int, str]
-    readable: npt.NDArray[np.int64]
     encoded: Encoded
 
 
@@ -103,8 +105,8 @@ def run_shards(
     shards: Iterable[Shard],
     tools: Tools,
     interrupt: threading.Event,
-    on_batch: Callable[[int, int], None] = lambda rows, tokens: None,
-    on_end: Callable[[dict[str, float]], None] = lambda busy: None,
+    on_batch: Callable[[int, int], None],
+    on_end: Callable[[dict[str, float]], None],
 ) -> Iterator[Outcome]:
     """Label shards and commit them, in order; a shard that cannot be read fails alone.
 
@@ -180,19 +182,18 @@ def _try_open(file: BinaryIO, source: Source, settings: ReadSettings) -> Reader 
         return error
 
 
-def _tokenise(
-    items: Iterable[RowBatch | _Marker], tools: Tools
-) -> Iterator[_Encoded | _Marker]:
+def _tokenise(items: Iterable[RowBatch | _Marker], tools: Tools) -> Iterator[_Encoded | _Marker]:
     for item in items:
         if not isinstance(item, RowBatch):
             yield item
             continue
-        texts, errors = join_text(tools.read.text_columns, item.text)
-        errors |= item.faults
-        readable = np.array([i for i in range(item.num_rows) if i not in errors], dtype=np.int64)
-        encoded = tools.encoder.encode([texts[i] for i in readable])
+        texts = join_text(dict(zip(tools.read.text_columns, item.text, strict=True)))
+        for row in item.faults:
+            texts.texts[row] = None
+        encoded = tools.encoder.encode(texts.texts)
+        errors = {**texts.errors, **encoded.errors, **item.faults}
         # the text itself has done its work, and may be most of the memory
-        yield _Encoded(replace(item, text=()), errors, readable, encoded)
+        yield _Encoded(replace(item, text=()), errors, encoded)
 
 
 def _windows(
@@ -224,29 +225,30 @@ def _predict(
         check()
 
     for window in _windows(items, tools.engine.window_tokens):
-        batches = [item for item in window if isinstance(item, _Encoded)]
-        lengths = np.concatenate([np.diff(b.encoded.offsets) for b in batches] or [np.array([])])
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        ids = np.concatenate([b.encoded.ids for b in batches] or [np.array([], np.int32)])
+        encoded = [item.encoded for item in window if isinstance(item, _Encoded)]
+        ids = np.concatenate([e.ids for e in encoded] or [np.array([], np.int32)])
+        lengths = np.concatenate([e.num_tokens for e in encoded] or [np.array([], np.int32)])
+        offsets = np.concatenate(([0], np.cumsum(lengths[lengths > 0], dtype=np.int64)))
         logits = tools.engine.predict(ids, offsets, after_batch)
-        probs = _softmax(logits.logits_NC / tools.temperature)
+        probs_RC = _softmax(logits.logits_NC / tools.temperature)
         first = 0
         for item in window:
             if not isinstance(item, _Encoded):
                 yield item
                 continue
-            last = first + len(item.readable)
-            yield _Predicted(
-                item.rows,
-                _restore(item, probs[first:last], logits.failed_N[first:last], tools.predict),
+            last = first + int((item.encoded.num_tokens > 0).sum())
+            predictions = _restore(
+                item, probs_RC[first:last], logits.failed_N[first:last], tools.predict
             )
+            yield _Predicted(item.rows, predictions)
             first = last
 
 
 def _softmax(logits_NC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     shifted = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True, initial=-np.inf)
     exponentials = np.exp(shifted)
-    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    probs_NC: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probs_NC.astype(np.float32)
 
 
 def _restore(
@@ -257,20 +259,23 @@ def _restore(
 ) -> Predictions:
     """Predictions of the readable rows R back among all rows N of their record batch."""
     num_rows = item.rows.num_rows
+    readable = np.flatnonzero(item.encoded.num_tokens)
     errors = dict(item.errors)
-    for index in item.readable[failed_R]:
-        errors[int(index)] = "out_of_memory: does not fit into the device's memory"
-    fine = item.readable[~failed_R]
+    for row in readable[failed_R].tolist():
+        errors[row] = "out_of_memory: does not fit into the device's memory"
+    fine = readable[~failed_R]
     label = np.full(num_rows, -1, dtype=np.int64)
-    probs = np.zeros((num_rows, probs_RC.shape[1]), dtype=np.float32)
-    num_tokens = np.zeros(num_rows, dtype=np.int32)
-    truncated = np.zeros(num_rows, dtype=np.bool_)
+    probs_NC = np.zeros((num_rows, probs_RC.shape[1]), dtype=np.float32)
     label[fine] = probs_RC[~failed_R].argmax(axis=1)
-    probs[fine] = probs_RC[~failed_R]
-    num_tokens[item.readable] = np.diff(item.encoded.offsets)
-    truncated[item.readable] = item.encoded.truncated
-    abstained = (label >= 0) & (probs.max(axis=1) < settings.min_score)
-    return Predictions(label, probs, abstained, num_tokens, truncated, errors)
+    probs_NC[fine] = probs_RC[~failed_R]
+    return Predictions(
+        label,
+        probs_NC,
+        abstained=(label >= 0) & (probs_NC.max(axis=1) < settings.min_score),
+        num_tokens=item.encoded.num_tokens,
+        truncated=item.encoded.truncated,
+        errors=errors,
+    )
 
 
 def _write(items: Iterable[_Predicted | _Marker], tools: Tools) -> Iterator[Outcome]:
@@ -298,7 +303,8 @@ def _commit(writer: ShardWriter, tools: Tools) -> Outcome:
         if counts.num_failed > tools.predict.max_error_rate * counts.num_rows:
             raise ErrorRateError(
                 f"{shard}: {counts.num_failed} of {counts.num_rows} rows failed, more than "
-                f"--max-error-rate {tools.predict.max_error_rate}; the first is {writer.first_error}"
+                f"--max-error-rate {tools.predict.max_error_rate}; the first is "
+                f"{writer.first_error}"
             )
         return Outcome(shard, tools.sink.commit(writer))
     except (ErrorRateError, OutputError) as error:

@@ -39,7 +39,7 @@ def find_sources(inputs: Iterable[str], endpoint_url: str | None = None) -> list
     for given in inputs:
         found: Sequence[Source]
         if is_s3(given):
-            from batchclf.store.s3 import S3  # noqa: PLC0415 - boto3 takes 0.3 s to import
+            from batchclf.store.s3 import S3
 
             found = S3.connect(endpoint_url).find(given)
         else:
@@ -62,7 +62,7 @@ def open_source(source: Source, endpoint_url: str | None = None) -> BinaryIO:
         StoreError: the store kept failing.
     """
     if is_s3(source.uri):
-        from batchclf.store.s3 import S3  # noqa: PLC0415
+        from batchclf.store.s3 import S3
 
         return S3.connect(endpoint_url).download(source)
     return open_local(source)
@@ -71,7 +71,7 @@ def open_source(source: Source, endpoint_url: str | None = None) -> BinaryIO:
 def open_source_tail(source: Source, endpoint_url: str | None = None) -> BinaryIO:
     """An input as a seekable file that fetches only what is read: for the footer of a Parquet."""
     if is_s3(source.uri):
-        from batchclf.store.s3 import S3  # noqa: PLC0415
+        from batchclf.store.s3 import S3
 
         return S3.connect(endpoint_url).open_ranges(source)
     return open_local(source)
@@ -95,7 +95,9 @@ def check_separate(inputs: Iterable[str], output: str) -> None:
             inside = f"{output.rstrip('/')}/".startswith(given)
         else:
             folder = Path(given.removeprefix("file://"))
-            inside = folder.is_dir() and Path(output.removeprefix("file://")).resolve().is_relative_to(folder.resolve())
+            inside = folder.is_dir() and Path(
+                output.removeprefix("file://")
+            ).resolve().is_relative_to(folder.resolve())
         if inside:
             raise ConfigError(
                 f"the output {output} lies inside the input {given}, and the next run would take "
@@ -106,7 +108,7 @@ def check_separate(inputs: Iterable[str], output: str) -> None:
 def open_folder(uri: str, endpoint_url: str | None = None) -> Folder:
     """The output folder at a local path or an s3:// prefix."""
     if is_s3(uri):
-        from batchclf.store.s3 import S3, S3Folder  # noqa: PLC0415
+        from batchclf.store.s3 import S3, S3Folder
 
         return S3Folder(S3.connect(endpoint_url), uri)
     return LocalFolder(uri)

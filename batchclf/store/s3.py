@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError as BotoConnectionError,
     CredentialRetrievalError,
     FlexibleChecksumError,
     HTTPClientError,
@@ -29,10 +30,8 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
-from botocore.exceptions import (
-    ConnectionError as BotoConnectionError,
-)
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+from urllib3.exceptions import HTTPError as UrllibError
 
 from batchclf.errors import (
     BatchclfError,
@@ -67,6 +66,7 @@ _BROKEN_BODY = (
     ResponseStreamingError,  # reset, or a broken chunk
     ReadTimeoutError,  # stalled
     FlexibleChecksumError,  # a byte flipped on the way
+    UrllibError,  # a stall while botocore reads the body of an error comes out as it is
 )
 
 
@@ -312,22 +312,25 @@ class S3Folder(Folder):
 
     def _put_parts_once(self, key: str, file: BinaryIO) -> bool:
         file.seek(0)
-        where = {"Bucket": self._bucket, "Key": key}
-        upload = {
-            **where,
-            "UploadId": self._client.create_multipart_upload(**where)["UploadId"],
-        }
+        client, bucket = self._client, self._bucket
+        upload_id = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
         parts: list[CompletedPartTypeDef] = []
         try:
             while chunk := file.read(_PART_BYTES):
                 number = len(parts) + 1
-                reply = self._client.upload_part(**upload, PartNumber=number, Body=chunk)
+                reply = client.upload_part(
+                    Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=chunk
+                )
                 parts.append({"ETag": reply["ETag"], "PartNumber": number})
-            self._client.complete_multipart_upload(
-                **upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+            client.complete_multipart_upload(
+                Bucket=bucket,
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": parts},
+                IfNoneMatch="*",
             )
         except ClientError as error:
-            self._abort(upload)
+            self._abort(key, upload_id)
             if _code(error) == "NoSuchUpload":
                 # The reply to an earlier attempt was lost: either it completed, or somebody
                 # aborted the upload. The object tells.
@@ -336,14 +339,14 @@ class S3Folder(Folder):
                 raise _ConflictError from error
             return _not_created(error)
         except BaseException:
-            self._abort(upload)
+            self._abort(key, upload_id)
             raise
         return True
 
-    def _abort(self, upload: Mapping[str, str]) -> None:
+    def _abort(self, key: str, upload_id: str) -> None:
         # The parts cost money until they are gone; the bucket's lifecycle rule takes the rest.
         with contextlib.suppress(ClientError, BotoCoreError):
-            self._client.abort_multipart_upload(**upload)  # type: ignore[arg-type]
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=key, UploadId=upload_id)
 
     def put(self, name: str, content: bytes) -> None:
         with _s3_errors(f"{self.uri}/{name}", reading=False):
