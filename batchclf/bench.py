@@ -129,7 +129,7 @@ def _classify(
     archive: Path, model: str, output: Path, max_length: int, settings: BenchSettings
 ) -> dict[str, Any]:
     """One run of the command in a process of its own: Parquet in, Parquet out."""
-    command = [sys.executable, "-m", "batchclf.cli", "classify", str(archive)]
+    command = [sys.executable, "-m", "batchclf", "classify", str(archive)]
     command += ["--model", model, "--output", str(output), "--max-length", str(max_length)]
     command += ["--device", settings.device, "--dtype", settings.dtype, "--log-format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
@@ -146,7 +146,7 @@ def _pipeline(model: str, texts: Sequence[str], max_length: int, device: str) ->
     from transformers import pipeline
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity_error()
     classify = pipeline(
         "text-classification",
         model=model,

@@ -17,7 +17,7 @@ from typing import Any
 
 from batchclf import __version__
 from batchclf.checkpoint import fingerprint, load
-from batchclf.config import CutSettings, PredictSettings, ReadSettings, Share
+from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings, Share
 from batchclf.engine import Engine, choose_compute
 from batchclf.errors import BatchclfError, OutputError
 from batchclf.log import fields
@@ -41,17 +41,12 @@ class Settings:
     """Everything that `classify` was asked for."""
 
     inputs: tuple[str, ...]
-    model: str
     output: str
+    model: ModelSettings
     read: ReadSettings
-    cut: CutSettings
     predict: PredictSettings
+    cut: CutSettings
     share: Share
-    max_length: int | None = None
-    max_batch_tokens: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    backend: str = "torch"
     endpoint_url: str | None = None
 
 
@@ -108,8 +103,8 @@ class ClassifyJob:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         check_separate(settings.inputs, settings.output)
-        self.compute = choose_compute(settings.device, settings.dtype)
-        self.checkpoint = load(settings.model, max_length=settings.max_length)
+        self.compute = choose_compute(settings.model.device, settings.model.dtype)
+        self.checkpoint = load(settings.model.model, max_length=settings.model.max_length)
         self.folder: Folder = open_folder(settings.output, settings.endpoint_url)
         self.plan: Plan = make_plan(
             settings.inputs, settings.read, settings.cut, settings.endpoint_url
@@ -128,7 +123,7 @@ class ClassifyJob:
         """The settings that change what stands in the output, and so belong to the fingerprint."""
         settings = self.settings
         return {
-            "backend": settings.backend,
+            "backend": settings.model.backend,
             "dtype": self.compute.dtype_name,
             "max_length": self.checkpoint.max_length,
             "text_columns": settings.read.text_columns,
@@ -191,19 +186,25 @@ class ClassifyJob:
             encoder=TextEncoder(
                 self.checkpoint.tokenizer, self.checkpoint.max_length, self.checkpoint.normalise
             ),
-            engine=Engine(model, self.compute, self.settings.max_batch_tokens),
+            engine=Engine(model, self.compute, self.settings.model.max_batch_tokens),
             temperature=self.checkpoint.temperature,
             predict=self.settings.predict,
             sink=self.sink,
             endpoint_url=self.settings.endpoint_url,
         )
+        num_rows = sum(shard.num_rows for shard in self.mine)
+        device, dtype = str(self.compute.device), self.compute.dtype_name
         log.info(
-            "labelling",
+            "labelling %s rows in %d shards on %s in %s",
+            f"{num_rows:,}",
+            len(self.mine),
+            device,
+            dtype,
             extra=fields(
+                rows=num_rows,
                 shards=len(self.mine),
-                rows=sum(shard.num_rows for shard in self.mine),
-                device=str(self.compute.device),
-                dtype=self.compute.dtype_name,
+                device=device,
+                dtype=dtype,
                 output=self.output,
             ),
         )
@@ -218,12 +219,13 @@ class ClassifyJob:
             return
         if not outcome.is_new:
             summary.num_skipped += 1
-            log.info("done before", extra=fields(shard=shard.name))
+            log.info("done before: %s", shard, extra=fields(shard=shard.name))
         else:
             summary.num_committed += 1
             summary.counts += receipt.counts
             summary.labels.update(receipt.labels)
-            log.info("committed", extra=fields(shard=shard.name, **asdict(receipt.counts)))
+            counts = fields(shard=shard.name, **asdict(receipt.counts))
+            log.info("committed %s", shard, extra=counts)
 
     def _withdraw_other_success(self) -> None:
         """Take away the mark of another plan, which would speak too soon of this one."""

@@ -88,6 +88,24 @@ class PredictSettings:
 
 
 @dataclass(frozen=True)
+class ModelSettings:
+    """Which model, and where and how it computes. None and `auto` are chosen for the device.
+
+    Attributes:
+        model: a model directory, or a name on the hub.
+        max_length: tokens of a text that the model sees; None: as many as it was made for.
+        max_batch_tokens: longest row times rows of one batch.
+    """
+
+    model: str
+    max_length: int | None = None
+    max_batch_tokens: int | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    backend: Literal["torch"] = "torch"
+
+
+@dataclass(frozen=True)
 class Share:
     """This worker's share of an array: `index` of `count`, both from the same source."""
 

@@ -21,9 +21,9 @@ def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
 
 
 def fields(**values: Any) -> dict[str, Any]:
-    """Extra fields of a log line: `log.info("committed", extra=fields(shard=..., rows=...))`.
+    """What a log line says in words, as values: `log.info("...", extra=fields(rows=...))`.
 
-    They follow the message in text and are keys of their own in JSON.
+    Keys of their own in JSON; the text is the message alone.
     """
     return {_FIELDS: values}
 
@@ -44,9 +44,8 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-        extra = "".join(f" {key}={value}" for key, value in vars(record).get(_FIELDS, {}).items())
         trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
-        return f"{clock} {level}{record.getMessage()}{extra}{trace}"
+        return f"{clock} {level}{record.getMessage()}{trace}"
 
 
 class _JsonFormatter(logging.Formatter):

@@ -470,7 +470,7 @@ class GPT2Classifier(nn.Module):
     def load_hf_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over weights under their names in a checkpoint, cast to the dtypes of this model.
 
-        A model on the meta device takes the tensors' device, and shares those that need no cast.
+        A model on the meta device takes the tensors' device.
 
         Raises:
             CheckpointError: a tensor is missing, left over, of another shape, or not finite.
@@ -483,14 +483,12 @@ class GPT2Classifier(nn.Module):
             if name.endswith(_CONV1D_NAMES):
                 tensor = tensor.t()
             device = tensor.device if parameter.is_meta else parameter.device
-            tensor = tensor.to(device=device, dtype=parameter.dtype).contiguous()
-            if not torch.isfinite(tensor).all():
-                raise CheckpointError(
-                    f"tensor {name} holds NaN or infinite values as {tensor.dtype}".replace(
-                        "torch.", ""
-                    )
-                )
-            converted[name] = tensor
+            # Always a copy: the tensors of a file are mapped, and change when the file does.
+            own = torch.empty(parameter.shape, dtype=parameter.dtype, device=device).copy_(tensor)
+            if not torch.isfinite(own).all():
+                dtype_name = str(own.dtype).removeprefix("torch.")
+                raise CheckpointError(f"tensor {name} holds NaN or infinite values as {dtype_name}")
+            converted[name] = own
         self.load_state_dict(converted, assign=next(iter(expected.values())).is_meta)
         self._pad_logits = None
 

@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 from typing import Literal, Self
 
@@ -101,7 +102,12 @@ class Progress:
             self._last_line = now
             left_s = (self._total_rows - done) / rows_per_s if rows_per_s else None
             log.info(
-                "progress",
+                "%s of %s rows, %s rows/s, %s tokens/s%s",
+                f"{done:,}",
+                f"{self._total_rows:,}",
+                f"{rows_per_s:,.1f}",
+                f"{tokens_per_s:,.0f}",
+                "" if left_s is None else f", {timedelta(seconds=round(left_s))} left",
                 extra=fields(
                     rows=done,
                     of=self._total_rows,

@@ -33,6 +33,13 @@ _HEAD_ROWS = 1000  # JSON lines in which a text column has to show up
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
+_PARQUET_ERRORS = (
+    pa.ArrowInvalid,
+    pa.ArrowNotImplementedError,
+    pa.ArrowKeyError,
+    OSError,  # a page whose checksum does not fit, a footer that is no footer
+    UnicodeDecodeError,  # a column name that is not UTF-8
+)
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
@@ -212,17 +219,11 @@ class _ParquetReader(Reader):
 
     def _rows_per_batch(self) -> int:
         """So many that a batch has about _BATCH_BYTES in the row group with the widest rows."""
+        # Of all columns: asking for the size of one aborts the process where a damaged footer
+        # has size statistics that do not fit (pyarrow 26), and sums are bounds.
         metadata = self._parquet.metadata
-        wanted = {
-            i
-            for i in range(metadata.num_columns)
-            if metadata.schema.column(i).path.split(".")[0] in self._columns
-        }
-        widest = 1.0
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            size = sum(group.column(i).total_uncompressed_size for i in wanted)
-            widest = max(widest, size / max(group.num_rows, 1))
+        groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+        widest = max([1.0, *(g.total_byte_size / max(g.num_rows, 1) for g in groups)])
         return int(min(max(_BATCH_BYTES / widest, 1), BATCH_ROWS))
 
     def _row_batch(self, first_row: int, batch: pa.RecordBatch) -> RowBatch:
@@ -234,8 +235,7 @@ class _ParquetReader(Reader):
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, OSError) as error:
-            # pyarrow raises OSError for a page whose checksum does not fit
+        except _PARQUET_ERRORS as error:
             reason = str(error).rstrip(".")
             raise InputError(f"{self._source}: not a readable Parquet file: {reason}") from error
 

@@ -14,8 +14,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from batchclf.checkpoint import END_OF_TEXT
 from batchclf.model import GPT2Classifier, ModelConfig
-from batchclf.train import END_OF_TEXT, train_tokenizer
+from batchclf.train import train_tokenizer
 
 LABELS = ("business", "entertainment", "politics", "sport", "tech")
 CORPUS = (

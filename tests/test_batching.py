@@ -3,8 +3,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from batchclf.batching import padding_waste, plan_batches, unique_rows
 from batchclf.errors import ConfigError

@@ -1,0 +1,67 @@
+"""The command line: options in, exit codes out. What the commands do stands elsewhere."""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from batchclf import __version__
+from batchclf.cli.bench import bench
+from batchclf.cli.classify import classify
+
+# TRAIN
+from batchclf.cli.verify import verify
+from batchclf.errors import EXIT_BUG, EXIT_OK, EXIT_TRY_AGAIN, EXIT_USAGE, BatchclfError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="batchclf")
+def cli() -> None:
+    """Label a news archive with a fine-tuned GPT-2 classifier.
+
+    Files in, labelled Parquet out, every row exactly once. Every option can also be set by an
+    environment variable: BATCHCLF_CLASSIFY_MODEL for `classify --model`.
+
+    \b
+    Exit codes: 0 all done; 64 bad usage or configuration; 65 an input cannot
+    be read; 70 a bug; 75 try again (interrupted, throttled, disk full).
+    """
+
+
+for command in (classify, verify, bench):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with one of the exit codes of `batchclf.errors`."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        result = cli.main(standalone_mode=False, auto_envvar_prefix="BATCHCLF")
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Error: interrupted", err=True)
+        return EXIT_TRY_AGAIN
+    except BatchclfError as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except MemoryError as error:
+        click.echo(f"Error: out of memory: {error}", err=True)
+        return EXIT_TRY_AGAIN
+    except BrokenPipeError:
+        # whoever read our output has seen enough; nothing more can be written there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception:  # noqa: BLE001 - the one place where a bug becomes an exit code
+        traceback.print_exc()
+        click.echo("Error: this is a bug in batchclf; please report the lines above", err=True)
+        return EXIT_BUG
+    return result if isinstance(result, int) else EXIT_OK

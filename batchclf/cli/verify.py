@@ -1,0 +1,56 @@
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from batchclf.cli import options
+from batchclf.errors import EXIT_INPUT, EXIT_OK
+from batchclf.log import LogFormat, configure
+
+if TYPE_CHECKING:
+    from batchclf.verify import Verdict
+
+_MOST_PROBLEMS = 50  # shown of a broken output
+
+
+@click.command()
+@click.argument("output")
+@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@options.log_format_option
+@options.endpoint_option
+def verify(
+    output: str, inputs: tuple[str, ...], log_format: LogFormat, endpoint_url: str | None
+) -> int:
+    """Prove an output complete and whole; exit 65 if it is not.
+
+    OUTPUT is what classify was given as --output, or the folder fp=... in it. With the INPUTs that
+    classify was given, the plan is made again from them; without, it is the one that the last
+    worker wrote down.
+    """
+    configure(log_format)
+    from batchclf.verify import verify as prove
+
+    verdict = prove(output, inputs, endpoint_url)
+    if log_format == "json":
+        click.echo(json.dumps(asdict(verdict)))
+    else:
+        _show(verdict)
+    return EXIT_INPUT if verdict.problems else EXIT_OK
+
+
+def _show(verdict: "Verdict") -> None:
+    for note in verdict.notes:
+        click.echo(f"note: {note}")
+    for problem in verdict.problems[:_MOST_PROBLEMS]:
+        click.echo(problem)
+    if len(verdict.problems) > _MOST_PROBLEMS:
+        click.echo(f"and {len(verdict.problems) - _MOST_PROBLEMS} more")
+    counts = verdict.counts
+    state = f"{len(verdict.problems)} problems" if verdict.problems else "complete and whole"
+    click.echo(
+        f"{state}: {verdict.num_shards:,} shards, {counts.num_rows:,} rows "
+        f"({counts.num_labelled:,} labelled, {counts.num_abstained:,} abstained, "
+        f"{counts.num_failed:,} failed)"
+    )
+    click.echo(f"output  {verdict.output}")

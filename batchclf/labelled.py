@@ -1,0 +1,79 @@
+"""Labelled articles: texts with the label that a person gave them, for training and measuring."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from batchclf.config import CutSettings, ReadSettings
+from batchclf.errors import InputError
+from batchclf.planning import make_plan
+from batchclf.source import RowBatch, open_reader
+from batchclf.store import Source, open_source
+from batchclf.text import join_text
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Articles of one split.
+
+    Attributes:
+        texts: as in the input, not normalised.
+        labels: one of each text.
+        places: where each stands, for messages: `news.csv row 12`.
+        num_without_text: rows that were left out because nothing in them can be read.
+    """
+
+    texts: list[str]
+    labels: list[str]
+    places: list[str]
+    num_without_text: int
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_labelled(
+    inputs: Sequence[str],
+    *,
+    text_columns: tuple[str, ...],
+    label_column: str,
+    delimiter: str,
+    endpoint_url: str | None,
+) -> Labelled:
+    """All labelled articles of some inputs, in memory. Stray spaces around a label are dropped.
+
+    Raises:
+        InputError: an input cannot be read, or an article has no label; says which row.
+    """
+    read = ReadSettings(text_columns, keep=(label_column,), delimiter=delimiter)
+    plan = make_plan(inputs, read, CutSettings(), endpoint_url)
+    if plan.unreadable:
+        raise plan.unreadable[0]
+    found = Labelled([], [], [], 0)
+    without_text = 0
+    for shard in plan.shards:
+        with open_source(shard.source, endpoint_url) as file:
+            reader = open_reader(file, shard.source, read)
+            for batch in reader.read(shard.start, shard.stop, shard.offset):
+                without_text += _append(found, batch, shard.source, read)
+    return Labelled(found.texts, found.labels, found.places, without_text)
+
+
+def _append(found: Labelled, batch: RowBatch, source: Source, read: ReadSettings) -> int:
+    """Add the articles of a record batch; returns how many rows have no text."""
+    texts = join_text(dict(zip(read.text_columns, batch.text, strict=True)))
+    # the id column stands before it, where there is one
+    labels = batch.kept.column(batch.kept.num_columns - 1).cast(pa.string()).to_pylist()
+    skipped = 0
+    for index, (text, label) in enumerate(zip(texts.texts, labels, strict=True)):
+        place = f"{source} row {batch.first_row + index}"
+        if index in batch.faults or text is None:
+            skipped += 1
+            continue
+        if label is None or not label.strip():
+            raise InputError(f"{place}: has no label")
+        found.texts.append(text)
+        found.labels.append(label.strip())
+        found.places.append(place)
+    return skipped
