@@ -16,7 +16,7 @@ _BATCH_COST = 1 / 64
 
 
 def plan_batches(
-    lengths: Sequence[int] | npt.NDArray[np.integer[Any]], max_tokens: int
+    lengths: Sequence[int] | npt.NDArray[np.integer[Any]], max_tokens: int, grain: int = 1
 ) -> list[npt.NDArray[np.int64]]:
     """Cut examples, sorted by length, into batches under a token budget.
 
@@ -28,6 +28,8 @@ def plan_batches(
     Args:
         lengths: [examples] tokens of each example, 0 or more.
         max_tokens: the token budget of one batch, padding included.
+        grain: lengths count as their next multiple of this, and large batches hold a multiple of
+            it, so that few different shapes occur.
 
     Returns:
         One array of positions in `lengths` for each batch.
@@ -37,7 +39,7 @@ def plan_batches(
     """
     if max_tokens < 1:
         raise ConfigError(f"the token budget of a batch must be at least 1, not {max_tokens}")
-    lengths = np.asarray(lengths, dtype=np.int64)
+    lengths = -(-np.asarray(lengths, dtype=np.int64) // grain) * grain
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order]
     real_tokens = np.concatenate(([0], np.cumsum(descending)))
@@ -52,6 +54,8 @@ def plan_batches(
             real = real_tokens[end:start:-1] - real_tokens[start]
             # Counted from the full batch down: of equally good ends the last one is taken.
             end -= int(np.argmin((max_tokens * _BATCH_COST + computed) / real))
+        if end - start > 2 * grain:
+            end -= (end - start) % grain
         batches.append(order[start:end])
         start = end
     return batches

@@ -38,7 +38,14 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from batchclf import __version__
 from batchclf.errors import CheckpointError, ConfigError
-from batchclf.model import GPT2Classifier, Head, ModelConfig, check_names_and_shapes, is_ignored
+from batchclf.model import (
+    GPT2Classifier,
+    Head,
+    ModelConfig,
+    check_names_and_shapes,
+    is_finite,
+    is_ignored,
+)
 from batchclf.text import Normalisation
 
 END_OF_TEXT = "<|endoftext|>"
@@ -435,7 +442,7 @@ def _check_weights(paths: Sequence[Path], config: ModelConfig) -> None:
     for path in paths:
         with _open_weights(path) as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
-                if not is_ignored(name) and not torch.isfinite(file.get_tensor(name)).all():
+                if not is_ignored(name) and not is_finite(file.get_tensor(name)):
                     raise CheckpointError(
                         f"{path}: tensor {name} holds NaN or infinite values; "
                         "the training that wrote it failed"

@@ -49,22 +49,27 @@ class ReadSettings:
             if id_column is None and DEFAULT_ID_COLUMN in available:
                 id_column = DEFAULT_ID_COLUMN
             first = () if id_column is None or id_column in named else (id_column,)
-            wanted = first + named
-        self._check(wanted, available, uri, "column")
+            wanted = tuple(dict.fromkeys(first + named))
         if self.id_column is not None:
-            self._check((self.id_column,), available, uri, "id column")
+            self._check((self.id_column,), available, uri, "id column", "--id-column")
+        self._check(wanted, available, uri, "column", "--keep-columns")
         return wanted
 
     def check_text_columns(self, available: Sequence[str], uri: str) -> None:
         """Raise InputError when a text column is missing from an input or stands there twice."""
-        self._check(self.text_columns, available, uri, "text column")
+        self._check(self.text_columns, available, uri, "text column", "--text-column")
 
     @staticmethod
-    def _check(wanted: Sequence[str], available: Sequence[str], uri: str, kind: str) -> None:
+    def _check(
+        wanted: Sequence[str], available: Sequence[str], uri: str, kind: str, option: str
+    ) -> None:
         for name in wanted:
             count = sum(1 for other in available if other == name)
             if count == 0:
-                raise InputError(f"{uri}: no {kind} {name!r}; it has {describe_names(available)}")
+                raise InputError(
+                    f"{uri}: no {kind} {name!r}; it has {describe_names(available)}. "
+                    f"{_delimiter_advice(available) or f'Name one of them with {option}'}"
+                )
             if count > 1:
                 raise InputError(f"{uri}: the {kind} {name!r} stands there {count} times")
 
@@ -85,6 +90,14 @@ class PredictSettings:
     probs: bool = True
     on_error: Literal["keep", "fail"] = "keep"
     max_error_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for option, value in (
+            ("--min-score", self.min_score),
+            ("--max-error-rate", self.max_error_rate),
+        ):
+            if not 0 <= value <= 1:  # NaN passes click's range
+                raise ConfigError(f"{option} {value}: must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -161,6 +174,14 @@ def _integer(value: str | None, name: str) -> int | None:
         return int(value)
     except ValueError:
         raise ConfigError(f"{name}={value!r} is not a whole number") from None
+
+
+def _delimiter_advice(available: Sequence[str]) -> str | None:
+    """What to do about a CSV whose whole header was taken for one column, if it looks so."""
+    for delimiter, written in ((";", ";"), ("\t", r"\t"), ("|", "|")):
+        if len(available) == 1 and delimiter in available[0]:
+            return f"If a {written} stands between its fields, set --delimiter '{written}'"
+    return None
 
 
 def describe_names(names: Sequence[str], most: int = 20) -> str:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 from typing import Any, Literal, TextIO
 
 LogFormat = Literal["text", "json"]
@@ -18,6 +19,21 @@ def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+def report(message: str, *, trace: bool = False) -> None:
+    """Say why a command ends: as a log line where JSON is asked for, else as people expect it.
+
+    Args:
+        message: what, where, and what to do.
+        trace: with the traceback of the exception that is being handled.
+    """
+    logger = logging.getLogger("batchclf")
+    if any(isinstance(handler.formatter, _JsonFormatter) for handler in logger.handlers):
+        logger.error("%s", message, exc_info=trace)
+        return
+    lines = traceback.format_exc() if trace else ""
+    sys.stderr.write(f"{lines}Error: {message}\n")
 
 
 def fields(**values: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
@@ -42,6 +42,7 @@ _PARQUET_ERRORS = (
 )
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
+_END = "\ud800"  # comes after the last line of a CSV; decoding never gives it
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,11 @@ class _ParquetReader(Reader):
         )
         metadata = self._parquet.metadata
         self._row_groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        if sum(self._row_groups) != metadata.num_rows:  # no checksum guards a footer
+            raise InputError(
+                f"{source}: damaged Parquet file: {metadata.num_rows} rows by its footer, but "
+                f"{sum(self._row_groups)} in its row groups"
+            )
         self._position = -1
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._left_over: pa.RecordBatch | None = None
@@ -228,7 +234,7 @@ class _ParquetReader(Reader):
 
     def _row_batch(self, first_row: int, batch: pa.RecordBatch) -> RowBatch:
         text = tuple(batch.column(name) for name in self._settings.text_columns)
-        kept = [batch.column(name) for name in self._kept]
+        kept = [_valid_utf8(batch.column(name)) for name in self._kept]
         return RowBatch(first_row, text, _record_batch(kept, self.kept_schema, batch.num_rows), {})
 
     @contextmanager
@@ -285,10 +291,10 @@ class _LinesReader(Reader):
             if self._position != start:
                 self._go_to(start, offset)
             while self._position < stop:
-                first_row = self._position
-                yield self._read_batch(min(BATCH_ROWS, stop - first_row))
-                if self._position == first_row:
-                    raise self._ended_early(start, stop, first_row)
+                batch = self._read_batch(min(BATCH_ROWS, stop - self._position))
+                if not batch.num_rows:
+                    raise self._ended_early(start, stop, self._position)
+                yield batch
 
     def _read_batch(self, most: int) -> RowBatch:
         text_names = self._settings.text_columns
@@ -380,7 +386,7 @@ class _CsvReader(_LinesReader):
 
     def _parse_rows(self) -> Iterator[list[str] | _Unparseable]:
         csv.field_size_limit(MAX_ROW_BYTES)
-        lines = (_decode(line) for line in self._lines())
+        lines = chain(map(_csv_line, self._lines()), [_END])
         rows = csv.reader(lines, delimiter=self._settings.delimiter)
         while True:
             try:
@@ -390,7 +396,11 @@ class _CsvReader(_LinesReader):
             except csv.Error as error:
                 yield _Unparseable(str(error).split(" - ")[0])
                 continue
-            if row:  # blank lines are no rows
+            if row == [_END]:
+                return
+            if row and row[-1].endswith(_END):
+                yield _Unparseable("a quote in it is never closed, so it goes on to the end")
+            elif row:  # blank lines are no rows
                 yield row
 
     def _fields(
@@ -409,6 +419,13 @@ class _CsvReader(_LinesReader):
     @cached_property
     def _index(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self._columns)}
+
+
+def _csv_line(line: bytes) -> str:
+    """A line for csv, which begins a new row with the next one where this one is refused."""
+    if len(line) >= MAX_ROW_BYTES:
+        raise csv.Error(_too_long())
+    return _decode(line)
 
 
 class _JsonLinesReader(_LinesReader):
@@ -444,7 +461,7 @@ class _JsonLinesReader(_LinesReader):
 
 def _parse_json(line: bytes) -> dict[str, Any] | _Unparseable:
     if len(line) >= MAX_ROW_BYTES:
-        return _Unparseable(f"a line longer than {MAX_ROW_BYTES >> 20} MiB")
+        return _Unparseable(_too_long())
     try:
         value = json.loads(_decode(line))
     except RecursionError:
@@ -454,6 +471,10 @@ def _parse_json(line: bytes) -> dict[str, Any] | _Unparseable:
     if not isinstance(value, dict):
         return _Unparseable(f"a JSON {_json_kind(value)}, not an object")
     return value
+
+
+def _too_long() -> str:
+    return f"a line of more than {MAX_ROW_BYTES >> 20} MiB"
 
 
 def _json_kind(value: Any) -> str:
@@ -492,6 +513,19 @@ def _kept_array(values: Sequence[str | None]) -> pa.Array:
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
         return pa.array([None if v is None else _replace_bad(v) for v in values], pa.string())
+
+
+def _valid_utf8(column: pa.Array) -> pa.Array:
+    """A column as it is, unless its strings would make the output unreadable to others."""
+    if column.type not in (pa.string(), pa.large_string()):
+        return column
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        as_bytes = column.cast(pa.large_binary()).to_pylist()
+        valid = [None if v is None else v.decode("utf-8", "replace") for v in as_bytes]
+        return pa.array(valid, column.type)
+    return column
 
 
 def _replace_bad(value: str) -> str:

@@ -43,9 +43,9 @@ class Flow:
             stage.join()
 
     def check(self) -> None:
-        """Raise Interrupted if the flow was interrupted. For long computations within a stage."""
-        if self._interrupt.is_set():
-            raise Interrupted("asked to stop")
+        """Raise Interrupted if the flow was interrupted or left. For long work within a stage."""
+        if self.stopped:
+            raise Interrupted("asked to stop; run the same command again to go on")
 
     @property
     def stopped(self) -> bool:
@@ -104,11 +104,10 @@ class Stage(Generic[T]):
             yield item
 
     def _take(self) -> "T | _End":
-        while not self._flow.stopped:
+        while True:
+            self._flow.check()  # an end here would look to the reader as if it had seen everything
             with contextlib.suppress(queue.Empty):
                 return self._queue.get(timeout=_POLL_S)
-        self._flow.check()
-        return _End(None)
 
     def _put(self, item: "T | _End") -> None:
         while not self._flow.stopped:

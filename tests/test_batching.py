@@ -56,6 +56,29 @@ def test_examples_of_one_length_fill_every_batch_but_the_last(
     assert set(sizes[:-1]) <= {max(1, max_tokens // length)}
 
 
+@given(lengths_lists, budgets, st.sampled_from([2, 8]))
+def test_a_grain_keeps_the_partition_and_the_budget(
+    lengths: list[int], max_tokens: int, grain: int
+) -> None:
+    batches = plan_batches(lengths, max_tokens, grain)
+    assert sorted(int(i) for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = -(-max(lengths[i] for i in batch) // grain) * grain
+        assert longest * len(batch) <= max_tokens or len(batch) == 1
+
+
+def test_a_grain_leaves_few_shapes_of_batches() -> None:
+    lengths = np.random.default_rng(0).integers(1, 129, 20_000)
+    shapes = {
+        grain: {
+            (-(-int(lengths[batch].max()) // grain), len(batch))
+            for batch in plan_batches(lengths, 4096, grain)
+        }
+        for grain in (1, 8)
+    }
+    assert len(shapes[8]) * 4 < len(shapes[1])
+
+
 def test_a_batch_ends_early_where_padding_would_cost_more_than_another_batch() -> None:
     batches = plan_batches([100] * 4 + [10] * 4, max_tokens=1000)
     assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]

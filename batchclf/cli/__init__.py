@@ -1,8 +1,6 @@
 """The command line: options in, exit codes out. What the commands do stands elsewhere."""
 
-import os
 import sys
-import traceback
 from typing import NoReturn
 
 import click
@@ -14,6 +12,7 @@ from batchclf.cli.classify import classify
 # TRAIN
 from batchclf.cli.verify import verify
 from batchclf.errors import EXIT_BUG, EXIT_OK, EXIT_TRY_AGAIN, EXIT_USAGE, BatchclfError
+from batchclf.log import report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,20 +47,18 @@ def _run() -> int:
         error.show()
         return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Error: interrupted", err=True)
+        report("interrupted; run the same command again to go on")
         return EXIT_TRY_AGAIN
     except BatchclfError as error:
-        click.echo(f"Error: {error}", err=True)
+        report(str(error))
         return error.exit_code
     except MemoryError as error:
-        click.echo(f"Error: out of memory: {error}", err=True)
+        report(f"out of memory: {error}")
         return EXIT_TRY_AGAIN
-    except BrokenPipeError:
-        # whoever read our output has seen enough; nothing more can be written there
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # click's answer to a closed pipe: whoever read our output has seen enough
         return EXIT_OK
     except Exception:  # noqa: BLE001 - the one place where a bug becomes an exit code
-        traceback.print_exc()
-        click.echo("Error: this is a bug in batchclf; please report the lines above", err=True)
+        report("this is a bug in batchclf; please report it with this traceback", trace=True)
         return EXIT_BUG
     return result if isinstance(result, int) else EXIT_OK

@@ -8,7 +8,7 @@ from batchclf.cli import options
 from batchclf.cli.signals import stop_on_signals
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings, Share
 from batchclf.errors import EXIT_INPUT, EXIT_OK
-from batchclf.log import LogFormat, configure
+from batchclf.log import LogFormat, configure, report
 
 if TYPE_CHECKING:
     from batchclf.classify import ClassifyJob, Summary
@@ -65,7 +65,12 @@ def classify(
     with Progress(num_rows, choose_style(progress, log_format)) as shown:
         summary = job.run(interrupt, shown)
     if log_format == "json":
-        click.echo(json.dumps({"output": job.output, **summary.as_dict()}))
+        where = {
+            "output": job.output,
+            "device": str(job.compute.device),
+            "dtype": job.compute.dtype_name,
+        }
+        click.echo(json.dumps(where | summary.as_dict()))
     else:
         _show_summary(summary, job.output, inputs)
     return max((error.exit_code for error in summary.errors), default=EXIT_OK)
@@ -76,7 +81,7 @@ def _show_plan(job: "ClassifyJob") -> None:
         state = "done" if job.is_done(shard) else "to do"
         click.echo(f"{state:5}  {shard}")
     for error in job.plan.unreadable:
-        click.echo(f"Error: {error}", err=True)
+        report(str(error))
     done = sum(job.is_done(shard) for shard in job.mine)
     rows = sum(shard.num_rows for shard in job.mine)
     click.echo(

@@ -16,6 +16,7 @@ _NO_ENTRY = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
+    errno.EEXIST,  # a file where a folder should be
     errno.ENOTDIR,
     errno.EISDIR,
     errno.ENAMETOOLONG,

@@ -26,7 +26,8 @@ from batchclf.store.base import (
     translate_os_error,
 )
 
-_TEMPORARY = ".tmp"
+_TEMPORARY = ".batchclf-tmp"
+_TEMPORARY_PLACES = ("", "fp=*/", "fp=*/_runs/")  # where this package writes, and nobody else
 _HASH_THREADS = 4  # hashing releases the GIL; more only makes one disk seek
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _AT_FDCWD = -100
@@ -40,24 +41,32 @@ def find_local(given: str) -> list[Source]:
         InputError: there is no such file, or it is of an unknown kind.
     """
     name = local_path(given) if given.startswith("file://") else given
-    path = Path(name)
-    if path.is_dir():
-        paths = [
-            p
-            for p in sorted(path.rglob("*"))
-            if source_suffix(p.name) and not hidden(str(p.relative_to(path))) and p.is_file()
-        ]
-    elif path.exists():
-        paths = [path]
-    elif glob.has_magic(name):
-        paths = [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]  # noqa: PTH207 - Path.glob takes no absolute patterns
-    else:
+    try:
+        paths = _find_paths(name)
+    except OSError as error:  # such as a name too long for any file
+        raise InputError(f"{given}: {error.strerror or error}") from error
+    if paths is None:
         raise InputError(f"{given}: no such file or folder")
     for found in paths:
         if source_suffix(found.name) is None:
             raise InputError(f"{found}: not a {', '.join(SUFFIXES)} file by its name")
     with ThreadPoolExecutor(_HASH_THREADS) as pool:
         return list(pool.map(_identify, paths))
+
+
+def _find_paths(name: str) -> list[Path] | None:
+    path = Path(name)
+    if path.is_dir():
+        return [
+            p
+            for p in sorted(path.rglob("*"))
+            if source_suffix(p.name) and not hidden(str(p.relative_to(path))) and p.is_file()
+        ]
+    if path.exists():
+        return [path]
+    if glob.has_magic(name):
+        return [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]  # noqa: PTH207 - Path.glob takes no absolute patterns
+    return None
 
 
 def open_local(source: Source) -> BinaryIO:
@@ -90,6 +99,8 @@ def check_local_unchanged(source: Source) -> None:
 
 def _identify(path: Path) -> Source:
     try:
+        # one name for one file, by whatever way it was reached; a link keeps its own last name
+        named = path.parent.resolve(strict=True) / path.name
         with path.open("rb") as file:
             before = _signature(os.fstat(file.fileno()))
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -99,7 +110,7 @@ def _identify(path: Path) -> Source:
     if before != after:
         raise InputChangedError(f"{path}: is being written to; run again when it is complete")
     size_bytes = before[0]
-    return Source(path.absolute().as_uri(), f"sha256:{digest}", size_bytes, before)
+    return Source(named.as_uri(), f"sha256:{digest}", size_bytes, before)
 
 
 def _signature(stat: os.stat_result) -> tuple[int, ...]:
@@ -116,16 +127,19 @@ class LocalFolder(Folder):
     def prepare(self) -> None:
         with self._errors():
             self.path.mkdir(parents=True, exist_ok=True)
-            for leftover in self.path.rglob(f".*{_TEMPORARY}"):
-                _remove_if_abandoned(leftover)
-        name = f"_probe-{uuid.uuid4().hex}"
-        created = []
-        try:
-            for _ in range(2):
-                with self.scratch(name) as scratch:
-                    created.append(self.publish(scratch))
-        finally:
-            self.delete(name)
+            for place in _TEMPORARY_PLACES:
+                for leftover in self.path.glob(f"{place}.*{_TEMPORARY}"):
+                    _remove_if_abandoned(leftover)
+        # The first scratch file, and with it the lock on the probe, stays until the probe is gone:
+        # what a killed run leaves of it is cleared away above.
+        name = f".probe-{uuid.uuid4().hex}{_TEMPORARY}"
+        with self.scratch(name) as first:
+            try:
+                created = [self.publish(first)]
+                with self.scratch(name) as second:
+                    created.append(self.publish(second))
+            finally:
+                self.delete(name)
         if created != [True, False]:
             raise ConfigError(
                 f"{self.uri}: this file system replaced a file that may only be created, so rows "
@@ -133,10 +147,11 @@ class LocalFolder(Folder):
             )
 
     def sizes(self, prefix: str) -> Mapping[str, int]:
+        top = self.path / prefix.rpartition("/")[0]
         with self._errors():
             return {
                 str(path.relative_to(self.path)): path.stat().st_size
-                for path in (self.path / prefix).parent.rglob("*")
+                for path in top.rglob("*")
                 if path.is_file()
                 and path.suffix != _TEMPORARY
                 and str(path.relative_to(self.path)).startswith(prefix)
@@ -202,7 +217,7 @@ def _create_locked(final: Path) -> tuple[BinaryIO, Path]:
         path = final.with_name(f".{final.name[:150]}.{uuid.uuid4().hex[:12]}{_TEMPORARY}")
         file = path.open("x+b")
         with contextlib.suppress(OSError):  # no locks here: then nobody can clean up either
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits for a starting worker that is removing it
         if path.exists():  # else a starting worker took it for abandoned before it was locked
             return file, path
         file.close()
@@ -210,7 +225,7 @@ def _create_locked(final: Path) -> tuple[BinaryIO, Path]:
 
 def _remove_if_abandoned(path: Path) -> None:
     try:
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # NFS locks only what is open for writing
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
     except (FileNotFoundError, BlockingIOError):
@@ -240,8 +255,11 @@ def _rename_noreplace(temporary: Path, final: Path) -> bool:
         old, new = os.fsencode(temporary), os.fsencode(final)
         if renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE) == 0:
             return True
-        if ctypes.get_errno() == errno.EEXIST:
+        code = ctypes.get_errno()
+        if code == errno.EEXIST:
             return False
+        if code not in (errno.EINVAL, *_NO_HARD_LINKS):  # neither of which means: not here
+            raise OSError(code, os.strerror(code), str(final))
     raise ConfigError(
         f"{final.parent}: this file system has neither hard links nor a rename that does not "
         "replace, so two workers could overwrite each other. Use another folder, or S3"

@@ -48,6 +48,7 @@ COLUMNS = ("id", "what", "text")
 
 
 def main() -> None:
+    """Write them into the folder that is named, else beside this script."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files().items():
