@@ -61,6 +61,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
 # https://huggingface.co/docs/huggingface_hub/package_reference/utilities (validate_repo_id)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TRUNK = "transformer."
+_HEADS = ("lm_head.", "score.", "fc1.")  # of other purposes, which fine-tuning replaces
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 _GPT2_TOKENIZERS = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
@@ -168,6 +170,46 @@ def load(model: str | Path, max_length: int | None = None) -> Checkpoint:
             }
         ),
     )
+
+
+def load_base(model: str | Path, num_labels: int, head: Head) -> tuple[GPT2Classifier, Tokenizer]:
+    """A GPT-2 to fine-tune: language model or classifier, with a new head, and its tokenizer.
+
+    Args:
+        model: a directory, else a hub id such as `gpt2`.
+        num_labels: classes of the new head; an old head is dropped.
+        head: `flatten` reads as many positions as the model has.
+
+    Raises:
+        CheckpointError: it cannot be had, or is not a GPT-2.
+    """
+    directory = _find(model)
+    hf_config = _read_json(directory / CONFIG)
+    tokenizer_config = _read_json(directory / TOKENIZER_CONFIG, {})
+    tokenizer, tokenizer_files = _read_tokenizer(directory, tokenizer_config)
+    hf_config.pop("problem_type", None)
+    if hf_config.get("pad_token_id") is None:
+        hf_config["pad_token_id"] = tokenizer.token_to_id(END_OF_TEXT)
+    state: dict[str, torch.Tensor] = {}
+    for path in _find_weights(directory):
+        with _open_weights(path) as file:
+            # GPT2Model names its weights without the prefix, and so does `gpt2` on the hub.
+            state |= {
+                name if name.startswith(_TRUNK) else _TRUNK + name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 - not a mapping
+                if not is_ignored(name) and not name.startswith(_HEADS)
+            }
+    with _naming(directory):
+        positions = hf_config.get("n_positions", 1024) if head == "flatten" else 0
+        config = ModelConfig.from_hf(hf_config, num_labels, head=head, head_length=positions)
+        _check_tokenizer(tokenizer, tokenizer_files[0], config)
+        classifier = GPT2Classifier(config)
+        classifier.init_weights()
+        own = classifier.hf_state()
+        classifier.load_hf_state(
+            state | {name: own[name] for name in own if not name.startswith(_TRUNK)}
+        )
+    return classifier, tokenizer
 
 
 def fingerprint(checkpoint: Checkpoint, settings: Mapping[str, object]) -> str:

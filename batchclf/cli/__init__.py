@@ -8,8 +8,7 @@ import click
 from batchclf import __version__
 from batchclf.cli.bench import bench
 from batchclf.cli.classify import classify
-
-# TRAIN
+from batchclf.cli.train import train
 from batchclf.cli.verify import verify
 from batchclf.errors import EXIT_BUG, EXIT_OK, EXIT_TRY_AGAIN, EXIT_USAGE, BatchclfError
 from batchclf.log import report
@@ -29,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (classify, verify, bench):
+for command in (classify, verify, train, bench):
     cli.add_command(command)
 
 

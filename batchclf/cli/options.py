@@ -70,9 +70,8 @@ text_column_option = click.option(
     "text_columns",
     multiple=True,
     default=("text",),
-    show_default="text",
     metavar="NAME",
-    help="Column with the text. Given several times, the columns are joined by a newline.",
+    help="Column with the text; several are joined by a newline. [default: text]",
 )
 delimiter_option = click.option(
     "--delimiter",

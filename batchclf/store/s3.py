@@ -76,11 +76,13 @@ class _WrongDigestError(BotoCoreError):
     fmt = "The body does not fit its ETag {etag}"
 
 
-class _ConflictError(Exception):
-    """409: another conditional write of this key was under way.
+class _NotTakenError(Exception):
+    """An upload that has to be made again, a multipart one from its start; botocore does neither.
 
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html says to try again,
-    a multipart upload from its start; botocore does not.
+    409: another conditional write of this key was under way.
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+    400 BadDigest and its like: the bytes that arrived do not fit their checksum.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     """
 
 
@@ -297,7 +299,7 @@ class S3Folder(Folder):
         size_bytes = scratch.file.seek(0, io.SEEK_END)
         create = self._put_once if size_bytes <= _SINGLE_PUT_BYTES else self._put_parts_once
         with _s3_errors(f"s3://{self._bucket}/{key}", reading=False):
-            for attempt in _retrying(_ConflictError):
+            for attempt in _retrying(_NotTakenError):
                 with attempt:
                     return create(key, scratch.file)
         raise AssertionError  # Retrying returns or raises
@@ -336,7 +338,7 @@ class S3Folder(Folder):
                 # aborted the upload. The object tells.
                 if self.open(key.removeprefix(self._prefix)) is not None:
                     return False
-                raise _ConflictError from error
+                raise _NotTakenError("the multipart upload was aborted by somebody") from error
             return _not_created(error)
         except BaseException:
             self._abort(key, upload_id)
@@ -418,6 +420,12 @@ _BAD_CREDENTIALS = {
     "SignatureDoesNotMatch",
     "RequestTimeTooSkewed",
 }
+_DAMAGED = {
+    "BadDigest",
+    "IncompleteBody",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+}
 _THROTTLED = {
     "SlowDown",
     "Throttling",
@@ -440,7 +448,9 @@ def _not_created(error: ClientError) -> bool:
     if _status(error) == _PRECONDITION_FAILED:
         return False
     if _status(error) == _CONFLICT:
-        raise _ConflictError from error
+        raise _NotTakenError("another write of this object kept being under way") from error
+    if _code(error) in _DAMAGED:
+        raise _NotTakenError(f"its bytes kept arriving damaged ({_code(error)})") from error
     raise error
 
 
@@ -448,8 +458,8 @@ def _not_created(error: ClientError) -> bool:
 def _s3_errors(what: str, *, reading: bool) -> Iterator[None]:
     try:
         yield
-    except _ConflictError as error:
-        raise StoreError(f"{what}: another write of this object kept being under way") from error
+    except _NotTakenError as error:
+        raise StoreError(f"{what}: {error}; try again later") from error
     except ClientError as error:
         raise _translate(error, what, reading=reading) from error
     except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
