@@ -67,14 +67,14 @@ class Footer:
         """
         try:
             metadata = pq.read_metadata(file)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise OutputError(f"{name}: not a whole Parquet file: {error}") from error
-        found = {
-            key.decode().removeprefix(_PREFIX): value.decode()
-            for key, value in (metadata.metadata or {}).items()
-            if key.startswith(_PREFIX.encode())
-        }
         try:
+            found = {
+                key.decode().removeprefix(_PREFIX): value.decode()
+                for key, value in (metadata.metadata or {}).items()
+                if key.startswith(_PREFIX.encode())
+            }
             footer = cls(
                 source=found["source"],
                 source_version=found["source_version"],

@@ -14,6 +14,7 @@ from batchclf.classify import RUNS, SUCCESS_NAME, read_note
 from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import OutputError
 from batchclf.planning import make_plan
+from batchclf.schema import prediction_fields
 from batchclf.sink import Counts, Footer
 from batchclf.store import Folder, open_folder
 
@@ -97,7 +98,10 @@ def _is_output(name: str) -> bool:
 
 
 def _check(folder: Folder, name: str) -> Footer | OutputError:
-    """Read one output whole, page checksums included; rows must be counted through."""
+    """Read one output whole, page checksums included; what it holds must be what it says.
+
+    No checksum guards the footer of a Parquet file, so its columns and counts are checked too.
+    """
     file = folder.open(name)
     if file is None:
         return OutputError(f"{name}: gone while it was verified")
@@ -105,19 +109,43 @@ def _check(folder: Folder, name: str) -> Footer | OutputError:
         try:
             footer = Footer.read(file, name)
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
-            position = footer.start
+            _check_columns(parquet.schema_arrow, name)
+            counts = Counts()
             for batch in parquet.iter_batches():
-                rows = batch.column("row").to_numpy()
-                if not np.array_equal(rows, np.arange(position, position + len(rows))):
+                first = footer.start + counts.num_rows
+                if not np.array_equal(
+                    batch.column("row"), np.arange(first, first + batch.num_rows)
+                ):
                     return OutputError(f"{name}: its rows are not {footer.start} to {footer.stop}")
-                position += len(rows)
+                counts += _count(batch)
         except OutputError as error:
             return error
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, KeyError, OSError) as error:
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             return OutputError(f"{name}: torn: {error}")
-    if position != footer.stop:
-        return OutputError(f"{name}: ends after row {position} of {footer.start} to {footer.stop}")
+    if counts != footer.counts:
+        return OutputError(f"{name}: holds {counts}, but its footer says {footer.counts}")
     return footer
+
+
+def _check_columns(schema: pa.Schema, name: str) -> None:
+    probs = "probs" in schema.names
+    labels = [field.name for field in schema.field("probs").type] if probs else []
+    ours = prediction_fields(labels, probs=probs)
+    if list(schema)[-len(ours) :] != ours:
+        raise OutputError(f"{name}: its columns are not those that batchclf writes")
+
+
+def _count(batch: pa.RecordBatch) -> Counts:
+    num_failed = batch.num_rows - batch.column("error").null_count
+    num_labelled = batch.num_rows - batch.column("label").null_count
+    return Counts(
+        num_rows=batch.num_rows,
+        num_labelled=num_labelled,
+        num_abstained=batch.num_rows - num_labelled - num_failed,
+        num_failed=num_failed,
+        num_truncated=batch.column("truncated").sum().as_py() or 0,
+        num_tokens=batch.column("n_tokens").sum().as_py() or 0,
+    )
 
 
 def _check_overlaps(footers: Mapping[str, Footer], verdict: Verdict) -> None:

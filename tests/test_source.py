@@ -256,6 +256,17 @@ def test_a_value_of_64_mebibytes_is_read_whole(suffix: str) -> None:
     assert lengths == [5, 64 * MIB, 5]
 
 
+@pytest.mark.parametrize(
+    "content", [b"text\na\nb\nc\n", b'{"text":"a"}\n{"text":"b"}\n{"text":"c"}\n']
+)
+def test_a_byte_order_mark_moves_the_offsets(content: bytes) -> None:
+    suffix = ".jsonl" if content.startswith(b"{") else ".csv"
+    marked = b"\xef\xbb\xbf" + content
+    plain = reader_of(content, suffix).contents(2).offsets
+    offsets = reader_of(marked, suffix).contents(2).offsets
+    assert offsets == {row: offset + 3 for row, offset in plain.items()}
+
+
 # Files that are not what their names say, and files that end early
 
 WRONG = {

@@ -1,8 +1,10 @@
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -248,6 +250,25 @@ def test_what_a_living_process_writes_is_left_to_it(folder: Folder) -> None:
         child.communicate("go\n")
         assert child.returncode == 0
     assert content_of(folder, "fp=0/a.parquet") == b"of the child"
+
+
+def test_a_scratch_file_that_a_starting_run_took_for_abandoned_is_made_again(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[Path] = []
+    real_flock = fcntl.flock
+
+    def flock_after_it_was_removed(file: IO[bytes], operation: int) -> None:
+        if not removed:
+            (path,) = (p for p in Path(folder.uri).iterdir() if p.is_file())
+            path.unlink()
+            removed.append(path)
+        real_flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_it_was_removed)
+    assert publish(folder, "a", b"content")
+    assert removed
+    assert content_of(folder, "a") == b"content"
 
 
 def test_a_published_file_outlives_the_process_that_was_killed_after_it(folder: Folder) -> None:
@@ -534,12 +555,12 @@ def rewrite_with_the_same_size(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
-def replace(path: Path) -> None:
-    path.with_suffix(".new").write_bytes(path.read_bytes())
+def replace_by_a_copy(path: Path) -> None:
+    shutil.copy2(path, path.with_suffix(".new"))  # of the same size and time
     path.with_suffix(".new").replace(path)
 
 
-CHANGES = [append, rewrite_with_the_same_size, replace]
+CHANGES = [append, rewrite_with_the_same_size, replace_by_a_copy]
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -47,7 +47,9 @@ def _show(verdict: "Verdict") -> None:
     if len(verdict.problems) > _MOST_PROBLEMS:
         click.echo(f"and {len(verdict.problems) - _MOST_PROBLEMS} more")
     counts = verdict.counts
-    state = f"{len(verdict.problems)} problems" if verdict.problems else "complete and whole"
+    state = "complete and whole"
+    if num_problems := len(verdict.problems):
+        state = "1 problem" if num_problems == 1 else f"{num_problems} problems"
     click.echo(
         f"{state}: {verdict.num_shards:,} shards, {counts.num_rows:,} rows "
         f"({counts.num_labelled:,} labelled, {counts.num_abstained:,} abstained, "

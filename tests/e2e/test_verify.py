@@ -168,7 +168,24 @@ def test_a_flipped_byte_is_found(verify: Any, job: Job, column: str) -> None:
         for i in range(group.num_columns)
         if group.column(i).path_in_schema == column
     )
-    content[chunk.data_page_offset + chunk.total_compressed_size - 8] ^= 1
+    begin = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
+    content[begin + chunk.total_compressed_size - 1] ^= 1
+    spoilt.write_bytes(content)
+    (problem,) = verify(job.output).problems
+    assert spoilt.name in problem
+
+
+@pytest.mark.parametrize(
+    ("place", "bit"),
+    [(b"\x05label", 0x01), (b"\x05label", 0x80), (b"num_labelled", 0x80), (b"nonce", 0x80)],
+    ids=["another column name", "a broken column name", "a key", "a key of no count"],
+)
+def test_a_flipped_byte_in_the_footer_of_a_file_is_found(
+    verify: Any, job: Job, place: bytes, bit: int
+) -> None:
+    spoilt = job.files[4]
+    content = bytearray(spoilt.read_bytes())
+    content[content.rindex(place) + 1] ^= bit
     spoilt.write_bytes(content)
     (problem,) = verify(job.output).problems
     assert spoilt.name in problem

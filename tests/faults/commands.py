@@ -14,6 +14,7 @@ END_S = 120.0  # until a process on a busy machine has ended
 START_S = 60.0  # until it has come to what a test waits for
 # Of the requests of a run, the one that makes a labelled file appear.
 COMMIT = Match(operation="PutObject", path=r"/fp=.*\.parquet$")
+CALL_OF_LINK = 12  # of the first shard: after the ten calls of the probe and an fsync
 AGENT = Path(__file__).with_name("agent")
 
 
@@ -44,9 +45,7 @@ class Run:
 class Classify(Protocol):
     """Run `batchclf classify` in a place to its end."""
 
-    def __call__(
-        self, place: Place, *args: str, model: Path | None = None, **env: str
-    ) -> Run: ...
+    def __call__(self, place: Place, *args: str, model: Path | None = None, **env: str) -> Run: ...
 
 
 class StartClassify(Protocol):

@@ -122,4 +122,3 @@ def expected_labels(
     run = classify(place, place.write("news.parquet", as_parquet(news)))
     assert run.exit_code == 0, run.said
     return labels_of(place)
-

@@ -7,6 +7,7 @@ import pyarrow as pa
 from fault_proxy import FaultProxy
 from fault_rules import Fault, Hold, LoseReply, Match, Status
 from faults.commands import (
+    CALL_OF_LINK,
     COMMIT,
     START_S,
     Classify,
@@ -20,7 +21,6 @@ from faults.places import LocalPlace, S3Place, labels_of
 from servers import Endpoint, fresh_bucket
 
 COMPLETE = Match(operation="CompleteMultipartUpload")
-CALL_OF_LINK = 12  # of the shard: after the ten calls of the probe and the fsync
 
 
 def test_5_two_workers_on_one_shard_both_succeed_and_leave_one_object_on_s3(
