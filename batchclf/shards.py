@@ -19,8 +19,8 @@ _SOURCE_DIGITS = 16
 _NAME = re.compile(
     rf".+-(?P<source>[0-9a-f]{{{_SOURCE_DIGITS}}})-(?P<start>\d+)-(?P<stop>\d+)\.parquet"
 )
-_UNSAFE = re.compile(r"[^A-Za-z0-9.=+-]+")
-_MOST_NAME_CHARS = 120  # of the input's own name; a file name may have 255 bytes
+_UNSAFE = re.compile(r"[^\w.=+-]+")
+_MOST_NAME_BYTES = 120  # of the input's own name; a file name may have 255 in all
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Shard:
     def name(self) -> str:
         """File name of the output: the input's own name, its identity, and the rows."""
         own = _UNSAFE.sub("_", unquote(self.source.uri).rsplit("/", 1)[-1])
-        own = own[-_MOST_NAME_CHARS:].lstrip("._-") or "input"
+        own = own.encode()[:_MOST_NAME_BYTES].decode(errors="ignore").lstrip("._-") or "input"
         return f"{own}-{source_digest(self.source)}-{self.start:09d}-{self.stop:09d}{_SUFFIX}"
 
     def __str__(self) -> str:

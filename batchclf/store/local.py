@@ -57,16 +57,26 @@ def find_local(given: str) -> list[Source]:
 def _find_paths(name: str) -> list[Path] | None:
     path = Path(name)
     if path.is_dir():
-        return [
+        found = (
+            Path(folder, file)
+            for folder, _, files in os.walk(path, onerror=_refuse)
+            for file in files
+        )
+        return sorted(
             p
-            for p in sorted(path.rglob("*"))
+            for p in found
             if source_suffix(p.name) and not hidden(str(p.relative_to(path))) and p.is_file()
-        ]
+        )
     if path.exists():
         return [path]
     if glob.has_magic(name):
         return [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]  # noqa: PTH207 - Path.glob takes no absolute patterns
     return None
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed must not look empty."""
+    raise InputError(f"{error.filename}: {error.strerror}") from error
 
 
 def open_local(source: Source) -> BinaryIO:

@@ -2,16 +2,20 @@
 
 import json
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fault_rules import Match
 from faults.places import Place
 
+if TYPE_CHECKING:
+    import subprocess
+
 END_S = 120.0  # until a process on a busy machine has ended
 START_S = 60.0  # until it has come to what a test waits for
+# Two cores are shared by several processes of one small model each.
+QUIET = {"OMP_NUM_THREADS": "1"}
 # Of the requests of a run, the one that makes a labelled file appear.
 COMMIT = Match(operation="PutObject", path=r"/fp=.*\.parquet$")
 CALL_OF_LINK = 12  # of the first shard: after the ten calls of the probe and an fsync

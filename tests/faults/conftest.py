@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import servers
 from fault_proxy import FaultProxy
-from faults.commands import END_S, Classify, Run, StartClassify, Verify, parse_run
+from faults.commands import QUIET, Classify, Run, StartClassify, Verify, parse_run
 from faults.inputs import articles, as_parquet
 from faults.places import LocalPlace, Place, S3Place, labels_of
 from servers import Endpoint
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     import subprocess
 
     from conftest import RunBatchclf, StartBatchclf
-
-# Two cores are shared by several processes of one small model each.
-QUIET = {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")
