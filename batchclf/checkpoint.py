@@ -266,6 +266,7 @@ def save(
         dtype_name = str(weights_dtype).removeprefix("torch.")
         end = tokenizer.token_to_id(END_OF_TEXT)
         _write_json(temporary / CONFIG, _hf_config(model.config, labels, dtype_name, end))
+        shutil.copymode(temporary / CONFIG, temporary / WEIGHTS)  # safetensors makes it private
         tokenizer = Tokenizer.from_str(tokenizer.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()

@@ -32,6 +32,16 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def without(self, dropped: Sequence[bool]) -> "Labelled":
+        """The articles that are not dropped, in their order."""
+        kept = [index for index, drop in enumerate(dropped) if not drop]
+        return Labelled(
+            [self.texts[index] for index in kept],
+            [self.labels[index] for index in kept],
+            [self.places[index] for index in kept],
+            self.num_without_text,
+        )
+
 
 def read_labelled(
     inputs: Sequence[str],

@@ -1,6 +1,8 @@
 """Predictions to one Parquet file per shard, committed by its appearance."""
 
 import contextlib
+import hashlib
+import io
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,13 @@ from batchclf.store import Folder, Scratch
 _ROW_GROUP_ROWS = 32_768
 _ROW_GROUP_BYTES = 64 << 20
 _PREFIX = "batchclf."
+_CHUNK_BYTES = 1 << 20
+_MOST_FOOTER_BYTES = 16 << 20  # that are searched for the seal
+
+# The last entry of the footer's metadata is the SHA-256, in hex, of the whole file with zeros in
+# the place of that digest: page checksums guard neither page headers nor the footer.
+_SEAL = _PREFIX + "sha256"
+_UNSEALED = "0" * 64
 
 
 @dataclass
@@ -227,8 +236,9 @@ class ShardWriter:
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             counts=self.counts,
         )
-        self._writer.add_key_value_metadata(footer.to_metadata())
+        self._writer.add_key_value_metadata({**footer.to_metadata(), _SEAL: _UNSEALED})
         self._writer.close()
+        _seal(self.scratch.file)
         self.scratch.file.flush()
         self.scratch.file.seek(0)
         return Footer.read(self.scratch.file, self.scratch.name)
@@ -237,6 +247,49 @@ class ShardWriter:
         """Let go of a file that will not be published."""
         with contextlib.suppress(OSError):  # the disk that was full still is
             self._writer.close()
+
+
+def _seal(file: BinaryIO) -> None:
+    place = _find_seal(file)
+    digest = _digest(file, place)
+    file.seek(place)
+    file.write(digest.encode())
+
+
+def check_seal(file: BinaryIO, name: str) -> None:
+    """Raise OutputError unless every byte of a file is as it was written."""
+    place = _find_seal(file)
+    file.seek(place)
+    if place < 0 or file.read(len(_UNSEALED)) != _digest(file, place).encode():
+        raise OutputError(f"{name}: damaged: its bytes do not fit their SHA-256")
+
+
+def _find_seal(file: BinaryIO) -> int:
+    """Where the digest begins in a file, or -1.
+
+    In Thrift's compact protocol a value follows its key after two bytes: the type and the length.
+    https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+    """
+    key = _SEAL.encode() + bytes([0x18, len(_UNSEALED)])
+    first = max(file.seek(0, io.SEEK_END) - _MOST_FOOTER_BYTES, 0)
+    file.seek(first)
+    found = file.read().rfind(key)
+    return -1 if found < 0 else first + found + len(key)
+
+
+def _digest(file: BinaryIO, place: int) -> str:
+    """SHA-256 of a file with zeros where its seal begins."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    left = place
+    while left and (chunk := file.read(min(left, _CHUNK_BYTES))):
+        digest.update(chunk)
+        left -= len(chunk)
+    file.seek(place + len(_UNSEALED))
+    digest.update(_UNSEALED.encode())
+    while chunk := file.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class TrainJob:
         vocab_size: of the tokenizer that is trained with a model from scratch.
         labels: their order; empty for those of the training data, sorted.
         weights: how they are saved; float16 takes half the space.
+        drop_leaked: leave out training articles that also stand in the validation data.
     """
 
     train: tuple[str, ...]
@@ -51,6 +52,7 @@ class TrainJob:
     delimiter: str = ","
     device: str = "auto"
     weights: Literal["float32", "float16", "bfloat16"] = "float32"
+    drop_leaked: bool = False
     overwrite: bool = False
     endpoint_url: str | None = None
 
@@ -64,6 +66,7 @@ class TrainJob:
         began = time.perf_counter()
         device = choose_compute(self.device, "float32").device
         train, val = self._read(self.train), self._read(self.val)
+        train, num_leaked = self._check_leaks(train, val)
         labels = self._choose_labels(train)
         train_examples = _examples(train, labels)
         val_examples = _examples(val, labels)
@@ -91,6 +94,8 @@ class TrainJob:
             training={
                 "num_train": len(train),
                 "num_val": len(val),
+                "num_leaked": num_leaked,
+                "leaked_dropped": self.drop_leaked,
                 "labels": dict(Counter(train.labels)),
                 "train_sha256": _digest(train),
                 "val_sha256": _digest(val),
@@ -116,6 +121,23 @@ class TrainJob:
         if found.num_without_text:
             log.warning("left out %d rows without text", found.num_without_text)
         return found
+
+    def _check_leaks(self, train: Labelled, val: Labelled) -> tuple[Labelled, int]:
+        """Training articles that are also validated on make the model look better than it is."""
+        seen = {normalise(text, "lower+collapse") for text in val.texts}
+        leaked = [normalise(text, "lower+collapse") in seen for text in train.texts]
+        num_leaked = sum(leaked)
+        if not num_leaked:
+            return train, 0
+        if not self.drop_leaked:
+            log.warning(
+                "%d training articles also stand in the validation data; --drop-leaked leaves "
+                "them out",
+                num_leaked,
+            )
+            return train, num_leaked
+        log.info("left out %d training articles that stand in the validation data", num_leaked)
+        return train.without(leaked), num_leaked
 
     def _choose_labels(self, train: Labelled) -> tuple[str, ...]:
         labels = self.labels or tuple(sorted(set(train.labels)))

@@ -15,7 +15,7 @@ from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import OutputError
 from batchclf.planning import make_plan
 from batchclf.schema import prediction_fields
-from batchclf.sink import Counts, Footer
+from batchclf.sink import Counts, Footer, check_seal
 from batchclf.store import Folder, open_folder
 
 _THREADS = 4
@@ -98,16 +98,14 @@ def _is_output(name: str) -> bool:
 
 
 def _check(folder: Folder, name: str) -> Footer | OutputError:
-    """Read one output whole, page checksums included; what it holds must be what it says.
-
-    No checksum guards the footer of a Parquet file, so its columns and counts are checked too.
-    """
-    file = folder.open(name)
+    """Read one output whole; its bytes must be those that were written, and what it says true."""
+    file = folder.open(name, whole=True)
     if file is None:
         return OutputError(f"{name}: gone while it was verified")
     with file:
         try:
             footer = Footer.read(file, name)
+            check_seal(file, name)
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             _check_columns(parquet.schema_arrow, name)
             counts = Counts()

@@ -19,6 +19,9 @@ from batchclf.log import LogFormat, configure
     metavar="NAME|DIR|JSON",
     help="GPT-2 to start from; or a config JSON, to start from scratch.",
 )
+@click.option(
+    "--drop-leaked", is_flag=True, help="Leave out training articles that stand in --val too."
+)
 @click.option("--output", required=True, metavar="DIR", help="Model directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace a model directory.")
 @options.text_column_option

@@ -5,12 +5,17 @@ whose `publish` is create-only: the object that appears is the commit, and it ap
 """
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import BinaryIO
 
 from batchclf.errors import ConfigError, InputError
 from batchclf.store.base import Folder, Scratch, Source, is_s3, source_suffix
-from batchclf.store.local import LocalFolder, check_local_unchanged, find_local, open_local
+from batchclf.store.local import (
+    LocalFolder,
+    as_path,
+    check_local_unchanged,
+    find_local,
+    open_local,
+)
 
 __all__ = [
     "Folder",
@@ -87,17 +92,14 @@ def check_unchanged(source: Source) -> None:
 
 
 def check_separate(inputs: Iterable[str], output: str) -> None:
-    """Raise ConfigError if the output lies in an input folder: the next run would read it."""
+    """Raise ConfigError if the output is an input or lies in one: the next run would read it."""
     for given in inputs:
         if is_s3(given) != is_s3(output):
             continue
         if is_s3(output):
             inside = f"{output.rstrip('/')}/".startswith(given)
         else:
-            folder = Path(given.removeprefix("file://"))
-            inside = folder.is_dir() and Path(
-                output.removeprefix("file://")
-            ).resolve().is_relative_to(folder.resolve())
+            inside = as_path(output).resolve().is_relative_to(as_path(given).resolve())
         if inside:
             raise ConfigError(
                 f"the output {output} lies inside the input {given}, and the next run would take "

@@ -71,8 +71,13 @@ class Folder(ABC):
         """Name to size in bytes of every object whose name starts with `prefix`."""
 
     @abstractmethod
-    def open(self, name: str) -> BinaryIO | None:
-        """A published object as a seekable file, or None where there is none."""
+    def open(self, name: str, *, whole: bool = False) -> BinaryIO | None:
+        """A published object as a seekable file, or None where there is none.
+
+        Args:
+            name: which one.
+            whole: it will be read to its end, so bring all of it here at once.
+        """
 
     @abstractmethod
     def scratch(self, name: str) -> AbstractContextManager[Scratch]:

@@ -34,6 +34,11 @@ _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1  # linux/fs.h; man 2 renameat2
 
 
+def as_path(given: str) -> Path:
+    """The path that a `file://` URI or a plain path stands for."""
+    return Path(local_path(given) if given.startswith("file://") else given)
+
+
 def find_local(given: str) -> list[Source]:
     """The sources behind a file, a folder (searched to its depths) or a glob, sorted by name.
 
@@ -131,7 +136,7 @@ class LocalFolder(Folder):
     """A folder of the local file system."""
 
     def __init__(self, given: str) -> None:
-        self.path = Path(local_path(given) if given.startswith("file://") else given)
+        self.path = as_path(given)
         self.uri = str(self.path)
 
     def prepare(self) -> None:
@@ -167,7 +172,7 @@ class LocalFolder(Folder):
                 and str(path.relative_to(self.path)).startswith(prefix)
             }
 
-    def open(self, name: str) -> BinaryIO | None:
+    def open(self, name: str, *, whole: bool = False) -> BinaryIO | None:  # noqa: ARG002 - it is here
         with self._errors():
             try:
                 return (self.path / name).open("rb")

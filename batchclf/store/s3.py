@@ -275,7 +275,7 @@ class S3Folder(Folder):
                 for item in page.get("Contents", [])
             }
 
-    def open(self, name: str) -> BinaryIO | None:
+    def open(self, name: str, *, whole: bool = False) -> BinaryIO | None:
         uri = f"s3://{self._bucket}/{self._prefix}{name}"
         with _s3_errors(uri, reading=False):
             try:
@@ -284,7 +284,8 @@ class S3Folder(Folder):
                 if _status(error) == _NOT_FOUND:
                     return None
                 raise
-        return self._s3.open_ranges(Source(uri, head["ETag"], head["ContentLength"]))
+        source = Source(uri, head["ETag"], head["ContentLength"])
+        return self._s3.download(source) if whole else self._s3.open_ranges(source)
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Scratch]:

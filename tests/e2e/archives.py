@@ -45,7 +45,7 @@ def articles(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 def write(path: Path, rows: Sequence[Row], row_group_rows: int | None = None) -> Path:
     """Write rows in the format that the name promises; returns the path."""
-    name = path.name.removesuffix(".gz")
+    name = path.name.lower().removesuffix(".gz")
     if name.endswith(".parquet"):
         table = pa.Table.from_pylist(list(rows), SCHEMA)
         pq.write_table(table, path, row_group_size=row_group_rows)

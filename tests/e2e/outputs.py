@@ -1,5 +1,6 @@
 """What `batchclf classify` left in a local folder, for tests to look at."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -31,19 +32,23 @@ def footer(path: Path) -> dict[str, str]:
     }
 
 
+def source_name(footer: Mapping[str, str]) -> str:
+    """File name of the source that a footer is of."""
+    source = footer["source"]
+    return (source if source.startswith("s3://") else unquote(source)).rsplit("/", 1)[-1]
+
+
 def read_source(output: Path, name: str) -> pa.Table:
     """All rows of the source with this file name, in their order."""
-    files = {
-        int(found["start"]): path
-        for path in output_files(output)
-        if unquote((found := footer(path))["source"]).rsplit("/", 1)[-1] == name
-    }
-    return pa.concat_tables([pq.read_table(files[start], partitioning=None) for start in sorted(files)])
+    found = {path: footer(path) for path in output_files(output)}
+    paths = [path for path in found if source_name(found[path]) == name]
+    paths.sort(key=lambda path: int(found[path]["start"]))
+    return pa.concat_tables([pq.read_table(path, partitioning=None) for path in paths])
 
 
 def read_sources(output: Path) -> dict[str, list[dict[str, Any]]]:
     """Name of a source -> its rows."""
-    names = {unquote(footer(path)["source"]).rsplit("/", 1)[-1] for path in output_files(output)}
+    names = {source_name(footer(path)) for path in output_files(output)}
     return {name: read_source(output, name).to_pylist() for name in sorted(names)}
 
 

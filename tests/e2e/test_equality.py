@@ -1,7 +1,6 @@
 """The same rows get the same answers, however the work is cut, ordered, shared or interrupted."""
 
 import signal
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +78,7 @@ def assert_same(found: Answers, expected: Answers) -> None:
         ("--max-batch-tokens", "1"),
         ("--max-batch-tokens", "333", "--rows-per-shard", "7"),
     ],
-    ids=lambda options: " ".join(options),
+    ids=" ".join,
 )
 def test_answers_do_not_depend_on_batches_or_shards(
     classify: "Classify",
@@ -108,13 +107,15 @@ def test_answers_do_not_depend_on_the_number_of_workers(
     expected: Answers,
     tmp_path: Path,
 ) -> None:
+    command: tuple[str | Path, ...] = (
+        "classify",
+        *news,
+        *("--model", model, "--output", tmp_path / "out"),
+        *("--dtype", "float32", "--rows-per-shard", "40", "--num-shards", str(NUM_WORKERS)),
+    )
     workers = [
         start_batchclf(
-            *("classify", *news, "--model", model, "--output", tmp_path / "out"),
-            *("--dtype", "float32", "--rows-per-shard", "40"),
-            *("--shard-index", str(index), "--num-shards", str(NUM_WORKERS)),
-            env=QUIET,
-            log=tmp_path / f"worker-{index}.log",
+            *command, "--shard-index", str(index), env=QUIET, log=tmp_path / f"{index}.log"
         )
         for index in range(NUM_WORKERS)
     ]
@@ -131,11 +132,13 @@ def test_answers_do_not_depend_on_an_interruption(
     expected: Answers,
     tmp_path: Path,
 ) -> None:
-    command = (
-        *("classify", *news, "--model", model, "--output", tmp_path / "out"),
+    command: tuple[str | Path, ...] = (
+        "classify",
+        *news,
+        *("--model", model, "--output", tmp_path / "out"),
         *("--dtype", "float32", "--rows-per-shard", "10", "--max-batch-tokens", "64"),
     )
-    first: subprocess.Popen[str] = start_batchclf(*command, env=QUIET)
+    first = start_batchclf(*command, env=QUIET)
     assert first.stderr is not None
     assert any("committed" in line for line in first.stderr)
     first.send_signal(signal.SIGKILL)
@@ -155,9 +158,7 @@ def test_answers_are_those_of_transformers(
     readable = [row for row in rows if expected[row["id"]][4] is None]
     assert len(readable) == len(rows) - 2
     for row in readable:
-        inputs = tokenizer(
-            row["text"], return_tensors="pt", truncation=True, max_length=MAX_LENGTH
-        )
+        inputs = tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=MAX_LENGTH)
         with torch.inference_mode():
             probs = reference(**inputs).logits.softmax(-1)[0].tolist()
         label, found, n_tokens, *_ = expected[row["id"]]

@@ -27,9 +27,7 @@ def news(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def complete(
-    classify: "Classify", news: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def complete(classify: "Classify", news: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete output that nobody may change."""
     output = tmp_path_factory.mktemp("complete") / "out"
     done = classify(news, "--output", output, "--rows-per-shard", "2")
@@ -38,7 +36,8 @@ def complete(
 
 
 def labels(output: Path) -> list[tuple[str, str]]:
-    return [(row["id"], row["label"]) for row in outputs.read_source(output, "news.csv").to_pylist()]
+    rows = outputs.read_source(output, "news.csv").to_pylist()
+    return [(row["id"], row["label"]) for row in rows]
 
 
 def success(output: Path) -> Path:

@@ -253,7 +253,7 @@ def test_a_signal_ends_the_run_with_75_and_nothing_half_written(
 
 
 def test_a_closed_pipe_ends_quietly(model: Path, archive: Path, tmp_path: Path) -> None:
-    command = [
+    command: list[str | Path] = [
         *(servers.script("batchclf"), "classify", archive, "--model", model, "--output"),
         *(tmp_path / "out", "--dry-run", "--rows-per-shard", "1"),
     ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,14 +50,24 @@ class Run:
 class Classify(Protocol):
     """Run `batchclf classify` in a place to its end."""
 
-    def __call__(self, place: Place, *args: str, model: Path | None = None, **env: str) -> Run: ...
+    def __call__(
+        self,
+        place: Place,
+        *args: str,
+        model: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Run: ...
 
 
 class StartClassify(Protocol):
     """Start `batchclf classify` in a place; see `end_of`."""
 
     def __call__(
-        self, place: Place, *args: str, model: Path | None = None, **env: str
+        self,
+        place: Place,
+        *args: str,
+        model: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> "subprocess.Popen[str]": ...
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 import servers
-from fault_proxy import FaultProxy
 from faults.commands import QUIET, Classify, Run, StartClassify, Verify, parse_run
 from faults.inputs import articles, as_parquet
 from faults.places import LocalPlace, Place, S3Place, labels_of
@@ -69,9 +68,11 @@ def _environment(place: Place, env: Mapping[str, str]) -> dict[str, str]:
 def classify(run_batchclf: "RunBatchclf", model: Path) -> Classify:
     default_model = model
 
-    def run(place: Place, *args: str, model: Path | None = None, **env: str) -> Run:
+    def run(
+        place: Place, *args: str, model: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> Run:
         ended = run_batchclf(
-            *_arguments(place, model or default_model, args), env=_environment(place, env)
+            *_arguments(place, model or default_model, args), env=_environment(place, env or {})
         )
         return parse_run(ended.returncode, ended.stdout, ended.stderr)
 
@@ -83,10 +84,10 @@ def start_classify(start_batchclf: "StartBatchclf", model: Path) -> StartClassif
     default_model = model
 
     def start(
-        place: Place, *args: str, model: Path | None = None, **env: str
+        place: Place, *args: str, model: Path | None = None, env: Mapping[str, str] | None = None
     ) -> "subprocess.Popen[str]":
         return start_batchclf(
-            *_arguments(place, model or default_model, args), env=_environment(place, env)
+            *_arguments(place, model or default_model, args), env=_environment(place, env or {})
         )
 
     return start

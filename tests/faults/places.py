@@ -1,9 +1,11 @@
 """Where the inputs of a test lie and its output grows: a local folder, or a bucket."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -12,15 +14,25 @@ from servers import ACCESS_KEY, REGION, SECRET_KEY, Endpoint
 
 
 class Place(ABC):
-    """Inputs in `in`, output under `out`; seen directly, whatever stands before batchclf.
+    """Inputs and an output beside them; seen directly, whatever stands before batchclf.
 
     Attributes:
-        output: what batchclf is given as --output.
         env: variables that batchclf needs to get there.
     """
 
-    output: str
     env: Mapping[str, str]
+    _output = "out"
+
+    def with_output(self, name: str) -> Self:
+        """The same inputs, and an output of another name."""
+        other = copy.copy(self)
+        other._output = name
+        return other
+
+    @property
+    @abstractmethod
+    def output(self) -> str:
+        """What batchclf is given as --output."""
 
     @abstractmethod
     def write(self, name: str, content: bytes) -> str:
@@ -61,10 +73,17 @@ class Place(ABC):
 
 class LocalPlace(Place):
     def __init__(self, root: Path) -> None:
+        self._root = root
         self._input = root / "in"
-        self.folder = root / "out"
-        self.output = str(self.folder)
         self.env = {}
+
+    @property
+    def folder(self) -> Path:
+        return self._root / self._output
+
+    @property
+    def output(self) -> str:
+        return str(self.folder)
 
     def write(self, name: str, content: bytes) -> str:
         path = self._input / name
@@ -106,8 +125,11 @@ class S3Place(Place):
     ) -> None:
         self.server = server
         self.bucket = bucket
-        self.output = f"s3://{bucket}/out"
         self.env = (seen_by_batchclf or server).env
+
+    @property
+    def output(self) -> str:
+        return f"s3://{self.bucket}/{self._output}"
 
     def write(self, name: str, content: bytes) -> str:
         self.server.s3.put_object(Bucket=self.bucket, Key=f"in/{name}", Body=content)
@@ -118,20 +140,22 @@ class S3Place(Place):
 
     def names(self) -> list[str]:
         pages = self.server.s3.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix="out/"
+            Bucket=self.bucket, Prefix=f"{self._output}/"
         )
         return sorted(
-            item["Key"].removeprefix("out/") for page in pages for item in page.get("Contents", [])
+            item["Key"].partition("/")[2] for page in pages for item in page.get("Contents", [])
         )
 
     def read_output(self, name: str) -> bytes:
-        return self.server.s3.get_object(Bucket=self.bucket, Key=f"out/{name}")["Body"].read()
+        key = f"{self._output}/{name}"
+        return self.server.s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
     def write_output(self, name: str, content: bytes) -> None:
-        self.server.s3.put_object(Bucket=self.bucket, Key=f"out/{name}", Body=content)
+        key = f"{self._output}/{name}"
+        self.server.s3.put_object(Bucket=self.bucket, Key=key, Body=content)
 
     def dataset(self, under: str = "") -> ds.Dataset:
-        path = f"{self.bucket}/out/{under}".rstrip("/")
+        path = f"{self.bucket}/{self._output}/{under}".rstrip("/")
         return ds.dataset(path, filesystem=self._filesystem, format="parquet")
 
     @cached_property
@@ -156,4 +180,4 @@ def labels_of(place: Place, under: str = "") -> dict[str, str | None]:
 
 def temporary(place: Place) -> list[str]:
     """What is left of files that were being written."""
-    return [name for name in place.names() if name.rpartition("/")[2].startswith((".", "_probe"))]
+    return [name for name in place.names() if name.rpartition("/")[2].startswith(".")]

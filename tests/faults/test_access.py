@@ -59,6 +59,6 @@ def test_14_without_credentials_it_is_said_how_to_give_them(
     s3: S3Place, classify: Classify, news: pa.Table
 ) -> None:
     source = s3.write("news.csv", as_csv(news))
-    run = classify(s3, source, AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="")
+    run = classify(s3, source, env={"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""})
     assert run.exit_code == 64
     assert "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in run.said

@@ -13,7 +13,7 @@ def test_29_a_share_without_shards_does_nothing_and_succeeds(
     place: Place, classify: Classify
 ) -> None:
     source = place.write("news.csv", as_csv(articles(5)))
-    run = classify(place, source, **{AWS_INDEX: "0", AWS_SIZE: "8"})
+    run = classify(place, source, env={AWS_INDEX: "0", AWS_SIZE: "8"})
     assert run.exit_code == 0
     assert run.answer["num_shards"]["mine"] == 0
     assert place.names() == []
@@ -40,7 +40,7 @@ def test_29_a_share_without_shards_does_nothing_and_succeeds(
 def test_29_an_index_without_a_size_or_outside_it_is_a_usage_error(
     local: LocalPlace, classify: Classify, options: list[str], env: dict[str, str]
 ) -> None:
-    run = classify(local, "news.csv", *options, **env)
+    run = classify(local, "news.csv", *options, env=env)
     assert run.exit_code == 64
     named = [*options[::2], *env]
     assert any(name in run.said for name in named)

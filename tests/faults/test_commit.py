@@ -55,7 +55,7 @@ def test_5_two_workers_on_one_shard_both_succeed_and_leave_one_local_file(
 ) -> None:
     source = local.write("news.csv", as_csv(news))
     stop = at_call(CALL_OF_LINK, signal.SIGSTOP, local.folder, tmp_path / "calls")
-    slow = start_classify(local, source, **stop)
+    slow = start_classify(local, source, env=stop)
     wait_until_stopped(slow)
     fast = classify(local, source)
     assert (fast.exit_code, fast.num_committed) == (0, 1)

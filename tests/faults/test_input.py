@@ -98,7 +98,7 @@ def test_15_a_local_file_rewritten_before_its_read_fails_alone(
     others = articles(5, seed=1)
     sources = [local.write("news.csv", as_csv(news)), local.write("others.csv", as_csv(others))]
     stop = at_call(1, signal.SIGSTOP, local.folder, tmp_path / "calls")
-    process = start_classify(local, *sources, **stop)
+    process = start_classify(local, *sources, env=stop)
     wait_until_stopped(process)
     rewrite(Path(sources[0]), as_csv(shouted(news)))
     process.send_signal(signal.SIGCONT)
@@ -114,7 +114,7 @@ def test_16_a_local_file_deleted_before_its_read_is_an_error_and_the_others_go_o
     others = articles(5, seed=1)
     sources = [local.write("news.csv", as_csv(news)), local.write("others.csv", as_csv(others))]
     stop = at_call(1, signal.SIGSTOP, local.folder, tmp_path / "calls")
-    process = start_classify(local, *sources, **stop)
+    process = start_classify(local, *sources, env=stop)
     wait_until_stopped(process)
     local.remove("news.csv")
     process.send_signal(signal.SIGCONT)
@@ -140,7 +140,7 @@ def test_15_a_local_file_changed_while_it_is_read_commits_nothing_of_the_new_con
     new = shouted(old)
     source = local.write("news.csv", as_csv(old))
     stop = at_call(CALL_OF_LINK, signal.SIGSTOP, local.folder, tmp_path / "calls")
-    process = start_classify(local, source, *STEP_BY_STEP, **stop)
+    process = start_classify(local, source, *STEP_BY_STEP, env=stop)
     wait_until_stopped(process)
     change(Path(source), as_csv(new))
     process.send_signal(signal.SIGCONT)

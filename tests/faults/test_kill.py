@@ -11,7 +11,6 @@ from faults.commands import COMMIT, START_S, Classify, StartClassify, Verify, at
 from faults.inputs import PARTS_BYTES, articles, as_csv, as_parquet, with_blob
 from faults.places import LocalPlace, S3Place, labels_of, temporary
 
-
 # What a run over one shard calls on its output, in order: fsync, link, unlink or replace.
 PROBE = ["fsync", "link", "unlink", "fsync", "fsync", "link", "fsync", "unlink", "unlink", "unlink"]
 COMMIT_SHARD = ["fsync", "link", "unlink", "fsync", "unlink"]
@@ -94,7 +93,7 @@ def test_4_a_run_makes_the_calls_that_it_is_killed_at_below(
 ) -> None:
     source = local.write("news.csv", as_csv(articles(5)))
     log = tmp_path / "calls"
-    assert classify(local, source, **at_call(0, 0, local.folder, log)).exit_code == 0
+    assert classify(local, source, env=at_call(0, 0, local.folder, log)).exit_code == 0
     assert [line.split()[0] for line in log.read_text().splitlines()] == CALLS
 
 
@@ -109,7 +108,7 @@ def test_4_killed_at_a_system_call_all_is_as_before_or_complete(
     table = articles(5)
     source = local.write("news.csv", as_csv(table))
     env = at_call(number, signal.SIGKILL, local.folder, tmp_path / "calls")
-    process = start_classify(local, source, **env)
+    process = start_classify(local, source, env=env)
     assert process.wait() == -signal.SIGKILL
     complete = number > len(PROBE) + COMMIT_SHARD.index("unlink")
     assert local.rows().num_rows == (table.num_rows if complete else 0)

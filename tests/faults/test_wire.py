@@ -19,7 +19,7 @@ def test_8_a_storm_of_503_ends_in_try_again_and_nothing_is_visible(
 ) -> None:
     source = s3.write("news.csv", as_csv(news))
     proxy.add(Fault(stormy, Status(503)))
-    run = classify(s3, source, **FEW_ATTEMPTS)
+    run = classify(s3, source, env=FEW_ATTEMPTS)
     assert run.exit_code == 75
     assert "503 SlowDown" in run.said
     assert s3.visible() == []
@@ -161,4 +161,4 @@ def test_11_connections_that_are_always_reset_end_in_try_again(
 ) -> None:
     source = s3.write("news.csv", as_csv(news))
     proxy.add(Fault(Match(), Reset()))
-    assert classify(s3, source, **FEW_ATTEMPTS).exit_code == 75
+    assert classify(s3, source, env=FEW_ATTEMPTS).exit_code == 75

@@ -1,0 +1,50 @@
+"""Four workers over one plan, killed at random moments until all is done."""
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pytest
+from faults.commands import StartClassify, Verify
+from faults.inputs import FORMATS, articles
+from faults.killing import Massacre, Pace
+from faults.places import LocalPlace, Place, labels_of, temporary
+
+if TYPE_CHECKING:
+    import subprocess
+
+NUM_WORKERS = 4
+# Small shards and batches: reading, computing and publishing go on at once, and no worker is done
+# before it was killed often enough.
+ROWS_PER_SHARD = 5
+OPTIONS = ("--rows-per-shard", str(ROWS_PER_SHARD), "--max-batch-tokens", "64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.xdist_group("many-kills")
+def test_after_many_kills_every_row_is_there_once_and_nothing_else(
+    place: Place, start_classify: StartClassify, verify: Verify
+) -> None:
+    num_kills, shards_per_file = (100, 200) if isinstance(place, LocalPlace) else (20, 50)
+    tables, sources = [], []
+    for seed, (kind, encode) in enumerate(FORMATS.items()):
+        tables.append(articles(shards_per_file * ROWS_PER_SHARD, seed=seed))
+        sources.append(place.write(f"news.{kind}", encode(tables[-1])))
+    undisturbed = place.with_output("undisturbed")
+    pace = Pace.of(start_classify(undisturbed, *sources, *OPTIONS))
+
+    def start(worker: int) -> "subprocess.Popen[str]":
+        share = ("--shard-index", str(worker), "--num-shards", str(NUM_WORKERS))
+        return start_classify(place, *sources, *OPTIONS, *share)
+
+    massacre = Massacre(num_kills, pace)
+    massacre.run(NUM_WORKERS, start)
+    print(f"killed {dict(massacre.killed)} at up to {pace.longest_s} s")
+
+    assert massacre.killed.total() == num_kills
+    assert min(massacre.killed[phase] for phase in pace.longest_s) >= num_kills // 10
+    found = labels_of(place)
+    assert sorted(found) == sorted(pa.concat_tables(tables)["id"].to_pylist())
+    assert found == labels_of(undisturbed)
+    assert temporary(place) == []
+    assert verify(place, *sources).exit_code == 0
