@@ -1,0 +1,30 @@
+"""`batchclf bench`: ratios of one run, and one JSON object at the end."""
+
+import json
+from pathlib import Path
+
+from conftest import RunBatchclf
+from e2e.conftest import QUIET
+
+
+def test_bench_measures_both_at_every_length(run_batchclf: RunBatchclf, model: Path) -> None:
+    rows = ("--rows", "12", "--peer-rows", "4", "--repeats", "2")
+    lengths = ("--max-length", "16", "--max-length", "32")
+    run = run_batchclf("bench", "--model", model, *rows, *lengths, env=QUIET)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert [result["max_length"] for result in found["results"]] == [16, 32]
+    for result in found["results"]:
+        ours, peer = result["batchclf"], result["pipeline_float32"]
+        assert len(ours["runs"]) == len(peer["runs"]) == 2
+        assert result["ratio"] == round(ours["articles_per_s"] / peer["articles_per_s"], 2)
+        assert ours["peak_rss_mib"] > 0
+
+
+def test_bench_takes_articles_from_a_file(
+    run_batchclf: RunBatchclf, model: Path, archive: Path
+) -> None:
+    options = ("--input", archive / "d.jsonl", "--rows", "5", "--peer-rows", "2")
+    run = run_batchclf("bench", "--model", model, *options, "--max-length", "16", env=QUIET)
+    assert run.returncode == 0, run.stderr
+    assert "ratio" in run.stdout
