@@ -20,9 +20,15 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/batchclf classify data/sample --model $(DEMO_MODEL) --output $(DEMO_OUTPUT) \
 		--keep-columns title,category
 	@echo
-	@echo "Look at it:      $(VENV)/bin/python -c \"import pyarrow.dataset as d; print(d.dataset('$(DEMO_OUTPUT)').to_table(['title', 'label', 'score']).to_pandas())\""
-	@echo "Your own files:  $(VENV)/bin/batchclf classify news.csv --model $(DEMO_MODEL) --output labelled"
-	@echo "All options:     $(VENV)/bin/batchclf classify --help"
+	@echo "Some of the rows in $(DEMO_OUTPUT):"
+	@$(VENV)/bin/python -c "import pyarrow.dataset as ds; \
+		rows = ds.dataset('$(DEMO_OUTPUT)').to_table().to_pylist()[::25]; \
+		print(*(f\"  {r['label']:13} {r['score']:.2f}  {r['title'][:54]}\" for r in rows), sep='\n')"
+	@echo
+	@echo "Next:"
+	@echo "  $(VENV)/bin/batchclf verify $(DEMO_OUTPUT) data/sample"
+	@echo "  $(VENV)/bin/batchclf classify news.csv --model $(DEMO_MODEL) --output labelled"
+	@echo "  $(VENV)/bin/batchclf classify --help"
 
 test: $(VENV)/.installed-dev $(MINISTACK_VENV)/.installed
 	BATCHCLF_REQUIRE_SERVERS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup

@@ -259,8 +259,10 @@ def _seal(file: BinaryIO) -> None:
 def check_seal(file: BinaryIO, name: str) -> None:
     """Raise OutputError unless every byte of a file is as it was written."""
     place = _find_seal(file)
+    if place < 0:
+        raise OutputError(f"{name}: damaged, or not written by batchclf: no {_SEAL} in its footer")
     file.seek(place)
-    if place < 0 or file.read(len(_UNSEALED)) != _digest(file, place).encode():
+    if file.read(len(_UNSEALED)) != _digest(file, place).encode():
         raise OutputError(f"{name}: damaged: its bytes do not fit their SHA-256")
 
 

@@ -105,7 +105,6 @@ def _check(folder: Folder, name: str) -> Footer | OutputError:
     with file:
         try:
             footer = Footer.read(file, name)
-            check_seal(file, name)
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             _check_columns(parquet.schema_arrow, name)
             counts = Counts()
@@ -116,6 +115,7 @@ def _check(folder: Folder, name: str) -> Footer | OutputError:
                 ):
                     return OutputError(f"{name}: its rows are not {footer.start} to {footer.stop}")
                 counts += _count(batch)
+            check_seal(file, name)
         except OutputError as error:
             return error
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:

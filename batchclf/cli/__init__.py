@@ -28,8 +28,20 @@ def cli() -> None:
     """
 
 
-for command in (classify, verify, train, bench):
+def _add(command: click.Command) -> None:
+    """Add a command, each option of which is also read from `BATCHCLF_<COMMAND>_<OPTION>`.
+
+    click would take the name of our variable, which says more than the option as it is written.
+    """
+    for option in command.params:
+        if isinstance(option, click.Option):
+            written = max(option.opts, key=len).removeprefix("--")
+            option.envvar = f"BATCHCLF_{command.name}_{written}".replace("-", "_").upper()
     cli.add_command(command)
+
+
+for each in (classify, verify, train, bench):
+    _add(each)
 
 
 def main() -> NoReturn:
@@ -39,7 +51,7 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        result = cli.main(standalone_mode=False, auto_envvar_prefix="BATCHCLF")
+        result = cli.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:

@@ -62,7 +62,14 @@ from batchclf.log import LogFormat, configure
     metavar="N",
     help="Of the tokenizer, from scratch.",
 )
-@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, metavar="N")
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="N",
+    help="Passes over the training articles.",
+)
 @click.option(
     "--batch-tokens",
     type=click.IntRange(min=1),
@@ -74,10 +81,33 @@ from batchclf.log import LogFormat, configure
 @click.option(
     "--learning-rate", type=float, default=5e-5, show_default=True, metavar="X", help="Its top."
 )
-@click.option("--warmup-share", type=float, default=0.1, show_default=True, metavar="X")
-@click.option("--weight-decay", type=float, default=0.01, show_default=True, metavar="X")
-@click.option("--clip-norm", type=float, default=1.0, show_default=True, metavar="X")
-@click.option("--label-smoothing", type=float, default=0.0, show_default=True, metavar="X")
+@click.option(
+    "--warmup-share",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="X",
+    help="Share of all steps in which the learning rate rises.",
+)
+@click.option(
+    "--weight-decay", type=float, default=0.01, show_default=True, metavar="X", help="As in AdamW."
+)
+@click.option(
+    "--clip-norm",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="X",
+    help="Longer gradients are scaled down to this norm.",
+)
+@click.option(
+    "--label-smoothing",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Share of the probability that goes to all labels alike.",
+)
 @click.option(
     "--crop-share",
     type=float,
@@ -94,7 +124,14 @@ from batchclf.log import LogFormat, configure
     metavar="X",
     help="Share of tokens that are replaced by random ones in an epoch.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
+@click.option(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of first weights, order and noise.",
+)
 @options.device_option
 @click.option(
     "--weights",
@@ -109,7 +146,8 @@ def train(log_format: LogFormat, labels: str | None, delimiter: str, **wanted: A
     """Train a classifier on labelled articles and write a model directory.
 
     \b
-    batchclf train --train train.csv --val val.csv --base-model gpt2 --output model
+    batchclf train --train train.csv --val val.csv --base-model gpt2 \\
+        --output model
     """
     configure(log_format)
     from dataclasses import fields

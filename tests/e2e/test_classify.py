@@ -324,6 +324,7 @@ def test_options_can_come_from_the_environment(
         "MODEL": str(model),
         "OUTPUT": str(labelled),
         "DTYPE": "float32",
+        "TEXT_COLUMN": "text",
         "ROWS_PER_SHARD": "4",
         "DRY_RUN": "1",
     }

@@ -63,6 +63,20 @@ def test_help_fits_a_terminal_and_explains_every_option(
         assert f"  {name} " in done.stdout
 
 
+@pytest.mark.parametrize("path", [path for path in COMMANDS if path], ids=" ".join)
+def test_every_option_can_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, path: tuple[str, ...]
+) -> None:
+    command = COMMANDS[path]
+    context = click.Context(command)
+    for option in command.params:
+        if isinstance(option, click.Option):
+            written = max(option.opts, key=len).removeprefix("--")
+            variable = "_".join(("batchclf", *path, written)).replace("-", "_").upper()
+            monkeypatch.setenv(variable, "7")
+            assert option.resolve_envvar_value(context) == "7", variable
+
+
 def test_help_imports_nothing_heavy() -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "batchclf", "--help"],
