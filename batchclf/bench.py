@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -98,7 +97,11 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
                 )
             results.append(_result(max_length, ours, peers))
         return {
-            "settings": asdict(settings) | {"model": settings.model and Path(model).name},
+            "settings": asdict(settings)
+            | {
+                "model": settings.model and Path(model).name,
+                "inputs": [Path(name).name for name in settings.inputs],
+            },
             "machine": _machine(),
             "results": results,
         }
@@ -136,8 +139,6 @@ def _classify(
     if done.returncode:
         raise ConfigError(f"classify failed with {done.returncode}:\n{done.stderr}")
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    # Linux counts in KiB, and over all children; ours is the only large one.
-    summary["peak_rss_mib"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     return summary
 
 

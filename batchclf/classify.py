@@ -13,14 +13,16 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from batchclf import __version__
 from batchclf.checkpoint import fingerprint, load
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings, Share
 from batchclf.engine import Engine, choose_compute
-from batchclf.errors import BatchclfError, OutputError
+from batchclf.errors import BatchclfError
 from batchclf.log import fields
+from batchclf.notes import NOTE_FORMAT, RUNS, SUCCESS_NAME, read_note
 from batchclf.planning import Plan, make_plan
 from batchclf.progress import Progress
 from batchclf.shards import Shard, check_same_cut, take_share
@@ -30,10 +32,6 @@ from batchclf.text import TextEncoder
 from batchclf.worker import Outcome, Tools, run_shards
 
 log = logging.getLogger(__name__)
-
-SUCCESS_NAME = "_SUCCESS.json"
-RUNS = "_runs/"
-NOTE_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +56,7 @@ class Summary:
         num_planned: shards of the whole job; `num_mine` of them are this worker's share.
         counts, labels: rows of the shards that this run committed.
         busy: each stage's share of the time in which it worked.
+        peak_rss_mib: most memory that this process has held.
         complete: every shard of the whole job is in the output.
     """
 
@@ -70,6 +69,7 @@ class Summary:
     labels: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     busy: dict[str, float] = field(default_factory=dict)
+    peak_rss_mib: int = 0
     complete: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -89,6 +89,7 @@ class Summary:
             "articles_per_s": round(self.counts.num_rows / max(self.seconds, 1e-9), 2),
             "tokens_per_s": round(self.counts.num_tokens / max(self.seconds, 1e-9), 1),
             "busy": self.busy,
+            "peak_rss_mib": self.peak_rss_mib,
         }
 
 
@@ -172,6 +173,7 @@ class ClassifyJob:
             summary.complete = self._mark_success(summary)
         finally:
             summary.seconds = time.perf_counter() - began
+            summary.peak_rss_mib = _peak_rss_mib()
             self._record_run(summary)
         return summary
 
@@ -228,9 +230,10 @@ class ClassifyJob:
             log.info("committed %s", shard, extra=counts)
 
     def _withdraw_other_success(self) -> None:
-        """Take away the mark of another plan, which would speak too soon of this one."""
+        """Take away a mark of success that would speak too soon of this plan."""
         success = read_note(self.folder, self.sink.prefix + SUCCESS_NAME)
-        if success is not None and success.get("plan") != self._plan_id:
+        other = success is not None and success.get("plan") != self._plan_id
+        if other or (success is not None and self.plan.unreadable):
             self.folder.delete(self.sink.prefix + SUCCESS_NAME)
 
     def _mark_success(self, summary: Summary) -> bool:
@@ -288,23 +291,13 @@ class ClassifyJob:
         return hashlib.sha256(names.encode()).hexdigest()
 
 
-def read_note(folder: Folder, name: str) -> dict[str, Any] | None:
-    """A JSON note that a run left in the output, or None where there is none.
-
-    Raises:
-        OutputError: it is not such a note.
-    """
-    file = folder.open(name)
-    if file is None:
-        return None
-    with file:
-        try:
-            note = json.loads(file.read())
-        except ValueError as error:
-            raise OutputError(f"{folder.uri}/{name}: not JSON: {error}") from error
-    if not isinstance(note, dict) or note.get("format") != NOTE_FORMAT:
-        raise OutputError(f"{folder.uri}/{name}: not a note of this version of batchclf")
-    return note
+def _peak_rss_mib() -> int:
+    """Of this process alone; getrusage would also tell of the one that it was forked from."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return 0
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def _plain(value: Any) -> Any:

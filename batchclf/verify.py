@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchclf.classify import RUNS, SUCCESS_NAME, read_note
 from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import OutputError
+from batchclf.notes import RUNS, SUCCESS_NAME, read_note
 from batchclf.planning import make_plan
 from batchclf.schema import prediction_fields
 from batchclf.sink import Counts, Footer, check_seal

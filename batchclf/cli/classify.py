@@ -1,10 +1,12 @@
 import json
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
 from batchclf.cli import options
+from batchclf.cli.options import plural
 from batchclf.cli.signals import stop_on_signals
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings, Share
 from batchclf.errors import EXIT_INPUT, EXIT_OK
@@ -12,6 +14,8 @@ from batchclf.log import LogFormat, configure, report
 
 if TYPE_CHECKING:
     from batchclf.classify import ClassifyJob, Summary
+
+_MOST_INPUTS = 3  # shown again in the command to verify with; a shell may have made thousands
 
 
 @click.command()
@@ -95,11 +99,11 @@ def _show_summary(summary: "Summary", output: str, inputs: Sequence[str]) -> Non
     counts = summary.counts
     speed = f" ({counts.num_rows / summary.seconds:,.1f} articles/s)" if counts.num_rows else ""
     click.echo(
-        f"labelled {counts.num_rows:,} rows in {summary.num_committed} shards, "
+        f"labelled {plural(counts.num_rows, 'row')} in {plural(summary.num_committed, 'shard')}, "
         f"{summary.seconds:.1f} s{speed}"
     )
     if summary.num_skipped:
-        click.echo(f"done before: {summary.num_skipped} shards")
+        click.echo(f"done before: {plural(summary.num_skipped, 'shard')}")
     if counts.num_rows:
         width = max(len(label) for label in summary.labels)
         for label, count in summary.labels.most_common():
@@ -109,7 +113,10 @@ def _show_summary(summary: "Summary", output: str, inputs: Sequence[str]) -> Non
             f"truncated {counts.num_truncated:,}"
         )
     if summary.errors:
-        click.echo(f"not done: {len(summary.errors)} inputs or shards, with the reasons above")
+        click.echo(
+            f"not done: {plural(len(summary.errors), 'input or shard')}; the reasons stand above"
+        )
     click.echo(f"output  {output}")
     if summary.complete:
-        click.echo(f"verify  batchclf verify {output} {' '.join(inputs)}")
+        named = inputs if len(inputs) <= _MOST_INPUTS else ()
+        click.echo(f"verify  {shlex.join(['batchclf', 'verify', output, *named])}")

@@ -82,6 +82,11 @@ delimiter_option = click.option(
 )
 
 
+def plural(count: int, noun: str) -> str:
+    """`1 shard`, `2 shards`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def unescape_delimiter(delimiter: str) -> str:
     r"""The character behind `\t` as it arrives from a shell."""
     return "\t" if delimiter == r"\t" else delimiter

@@ -104,6 +104,7 @@ def check_separate(inputs: Iterable[str], output: str) -> None:
             raise ConfigError(
                 f"the output {output} lies inside the input {given}, and the next run would take "
                 "it for input; choose an output beside it"
+                + (", or end the input with /" if is_s3(given) and not given.endswith("/") else "")
             )
 
 

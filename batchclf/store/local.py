@@ -75,7 +75,8 @@ def _find_paths(name: str) -> list[Path] | None:
     if path.exists():
         return [path]
     if glob.has_magic(name):
-        return [Path(p) for p in sorted(glob.glob(name, recursive=True)) if Path(p).is_file()]  # noqa: PTH207 - Path.glob takes no absolute patterns
+        matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute patterns
+        return [Path(p) for p in matches if source_suffix(p) and Path(p).is_file()]
     return None
 
 

@@ -7,9 +7,11 @@ import hashlib
 import io
 import logging
 import os
+import re
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -45,11 +47,16 @@ from batchclf.store.base import Folder, Scratch, Source, hidden, source_suffix, 
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import CompletedPartTypeDef, GetObjectOutputTypeDef
+    from mypy_boto3_s3.type_defs import (
+        CompletedPartTypeDef,
+        GetObjectOutputTypeDef,
+        HeadObjectOutputTypeDef,
+    )
 
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 1 << 20
+_HEAD_THREADS = 8
 _CONNECT_TIMEOUT_S = 10
 _READ_TIMEOUT_S = 60
 # Attempts of one call, waits between them random up to 1, 2, 4 ... 20 s: half a minute on average.
@@ -139,8 +146,8 @@ class S3:
                     if key == pattern:
                         return [_known(source)]
                     if magic < len(pattern):
-                        if fnmatch.fnmatchcase(key, pattern):
-                            sources.append(_known(source))
+                        if source_suffix(key) and fnmatch.fnmatchcase(key, pattern):
+                            sources.append(source)
                     elif source_suffix(key) and not hidden(_relative(key, pattern)):
                         sources.append(source)
         return sorted(sources, key=lambda source: source.uri)
@@ -148,7 +155,7 @@ class S3:
     def download(self, source: Source) -> BinaryIO:
         """The whole object in its planned version, in a nameless scratch file.
 
-        Checked against the checksum that S3 keeps, or the MD5 where the ETag is one.
+        Checked against the checksum that S3 keeps, and its ETag where that comes from MD5s.
 
         Raises:
             InputChangedError, InputError, StoreError: as `open_source`.
@@ -161,15 +168,15 @@ class S3:
 
     def _download_once(self, source: Source) -> BinaryIO:
         reply = self._get(source)
-        digest = hashlib.md5(usedforsecurity=False)
+        digest = self._etag_digest(source, reply)
         file = tempfile.TemporaryFile(prefix="batchclf-")  # noqa: SIM115 - the caller closes it
         try:
             for chunk in reply["Body"].iter_chunks(_CHUNK_BYTES):
-                digest.update(chunk)
+                if digest is not None:
+                    digest.update(chunk)
                 file.write(chunk)
-            expected = _plain_md5(reply)
-            if expected is not None and digest.hexdigest() != expected:
-                raise _WrongDigestError(etag=expected)
+            if digest is not None and digest.etag() != reply["ETag"]:
+                raise _WrongDigestError(etag=reply["ETag"])
             file.seek(0)
         except OSError as error:
             file.close()
@@ -178,6 +185,34 @@ class S3:
             file.close()
             raise
         return file
+
+    def _etag_digest(self, source: Source, reply: "GetObjectOutputTypeDef") -> "_EtagDigest | None":
+        """What works out the ETag from the bytes; None where that cannot be done."""
+        if _is_encrypted(reply) or any("-" not in str(reply.get(key, "-")) for key in _BY_BOTOCORE):
+            return None
+        match = _MD5_ETAG.fullmatch(reply["ETag"])
+        if match is None:
+            return None
+        if match["num_parts"] is None:
+            return _EtagDigest()
+        part_sizes = self._part_sizes(source, int(match["num_parts"]))
+        return _EtagDigest(part_sizes) if part_sizes else None
+
+    def _part_sizes(self, source: Source, num_parts: int) -> list[int]:
+        """Bytes of each part of a multipart upload; empty where the store does not tell.
+
+        Those of another version, if the object was replaced just now, fit no digest.
+        """
+        bucket, key = split_uri(source.uri)
+
+        def head(number: int) -> "HeadObjectOutputTypeDef":
+            return self.client.head_object(Bucket=bucket, Key=key, PartNumber=number)
+
+        if head(1).get("PartsCount") != num_parts:
+            return []
+        with ThreadPoolExecutor(_HEAD_THREADS) as pool:
+            heads = pool.map(head, range(1, num_parts + 1))
+            return [reply["ContentLength"] for reply in heads]
 
     def open_ranges(self, source: Source) -> BinaryIO:
         """The object as a file of which only the parts that are read are fetched."""
@@ -227,6 +262,39 @@ class _Ranges(io.RawIOBase):
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
+
+
+class _EtagDigest:
+    """The ETag that an upload gets: its MD5, or the MD5 of its parts' MD5s and their number.
+
+    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+
+    Args:
+        part_sizes: bytes of each part of a multipart upload.
+    """
+
+    def __init__(self, part_sizes: Sequence[int] = ()) -> None:
+        self._num_parts = len(part_sizes)
+        self._sizes = iter(part_sizes)
+        self._left = next(self._sizes, None)  # bytes until the part ends
+        self._current = hashlib.md5(usedforsecurity=False)
+        self._parts = hashlib.md5(usedforsecurity=False)
+
+    def update(self, chunk: bytes) -> None:
+        while self._left is not None and len(chunk) >= self._left:
+            self._current.update(chunk[: self._left])
+            self._parts.update(self._current.digest())
+            self._current = hashlib.md5(usedforsecurity=False)
+            chunk = chunk[self._left :]
+            self._left = next(self._sizes, None)
+        self._current.update(chunk)
+        if self._left is not None:
+            self._left -= len(chunk)
+
+    def etag(self) -> str:
+        if self._num_parts:
+            return f'"{self._parts.hexdigest()}-{self._num_parts}"'
+        return f'"{self._current.hexdigest()}"'
 
 
 class S3Folder(Folder):
@@ -391,17 +459,17 @@ def _retrying(*transient: type[BaseException]) -> Retrying:
     )
 
 
-def _plain_md5(reply: "GetObjectOutputTypeDef") -> str | None:
-    """The MD5 of an object that was put in one piece and not encrypted by KMS or by its owner.
+def _is_encrypted(reply: "GetObjectOutputTypeDef") -> bool:
+    """Whether KMS or its owner encrypted an object: then no MD5 is in its ETag.
 
-    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html says when an ETag is one.
+    https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
     """
-    etag = reply["ETag"].strip('"')
-    encrypted = reply.get("SSECustomerAlgorithm") or "kms" in reply.get("ServerSideEncryption", "")
-    is_md5 = len(etag) == hashlib.md5(usedforsecurity=False).digest_size * 2
-    return etag if is_md5 and not encrypted else None
+    return bool(reply.get("SSECustomerAlgorithm")) or "kms" in reply.get("ServerSideEncryption", "")
 
 
+# Checksums of the whole object that botocore holds against the body by itself.
+_BY_BOTOCORE = ("ChecksumCRC32", "ChecksumSHA1", "ChecksumSHA256")
+_MD5_ETAG = re.compile(r'"[0-9a-f]{32}(-(?P<num_parts>[0-9]+))?"')
 _NOT_FOUND = 404
 _CONFLICT = 409
 _PRECONDITION_FAILED = 412

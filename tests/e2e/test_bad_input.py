@@ -140,6 +140,7 @@ def test_odd_file_names_are_no_trouble(
         archives.write(tmp_path / "in" / name, archives.articles(2, seed=number))
     done = classify("in", "in/a[1].csv", "--output", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("in 'in/a[1].csv'"), "to be pasted into a shell"
     assert sorted(outputs.read_sources(tmp_path / "out")) == sorted(names)
     verdict = run_batchclf("verify", "out", "in", env=QUIET, cwd=tmp_path)
     assert verdict.returncode == 0, verdict.stdout

@@ -157,7 +157,7 @@ def test_answers_are_those_of_transformers(
     labels = [reference.config.id2label[index] for index in range(reference.config.num_labels)]
     readable = [row for row in rows if expected[row["id"]][4] is None]
     assert len(readable) == len(rows) - 2
-    for row in readable:
+    for row in readable[::3]:
         inputs = tokenizer(row["text"], return_tensors="pt", truncation=True, max_length=MAX_LENGTH)
         with torch.inference_mode():
             probs = reference(**inputs).logits.softmax(-1)[0].tolist()

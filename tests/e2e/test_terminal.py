@@ -226,6 +226,19 @@ def test_on_a_terminal_of_80_columns_the_bar_stays_on_one_line_and_goes_away(
     assert shown.rindex("\x1b[2K") < shown.rindex("labelled 600 rows"), "the bar is wiped at last"
 
 
+def test_on_a_terminal_the_bar_can_be_left_out(model: Path, archive: Path, tmp_path: Path) -> None:
+    exit_code, shown = run_on_terminal(
+        [
+            *(servers.script("batchclf"), "classify", archive, "--model", model),
+            *("--output", tmp_path / "out", "--no-progress"),
+        ],
+        tmp_path,
+    )
+    assert exit_code == 0, shown
+    assert "rows/s" not in shown
+    assert "\x1b" not in shown
+
+
 @pytest.mark.parametrize(
     ("sent", "after"), [(signal.SIGTERM, "committed"), (signal.SIGINT, "labelling")]
 )

@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -133,6 +133,23 @@ class S3Place(Place):
 
     def write(self, name: str, content: bytes) -> str:
         self.server.s3.put_object(Bucket=self.bucket, Key=f"in/{name}", Body=content)
+        return f"s3://{self.bucket}/in/{name}"
+
+    def write_parts(self, name: str, parts: Sequence[bytes]) -> str:
+        """Write an input by a multipart upload."""
+        s3, bucket, key = self.server.s3, self.bucket, f"in/{name}"
+        upload_id = s3.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+        for number, part in enumerate(parts, 1):
+            s3.upload_part(Bucket=bucket, Key=key, UploadId=upload_id, PartNumber=number, Body=part)
+        uploaded = s3.list_parts(Bucket=bucket, Key=key, UploadId=upload_id)["Parts"]
+        s3.complete_multipart_upload(
+            Bucket=bucket,
+            Key=key,
+            UploadId=upload_id,
+            MultipartUpload={
+                "Parts": [{"PartNumber": p["PartNumber"], "ETag": p["ETag"]} for p in uploaded]
+            },
+        )
         return f"s3://{self.bucket}/in/{name}"
 
     def remove(self, name: str) -> None:

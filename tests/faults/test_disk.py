@@ -46,10 +46,9 @@ def under_small_disk(
 ) -> "subprocess.CompletedProcess[str]":
     unshare = shutil.which("unshare") or "/usr/bin/unshare"
     namespaces = ["--user", "--map-root-user", "--mount"]
-    return run_to_end(
-        [unshare, *namespaces, "sh", "-c", ON_A_SMALL_DISK, "sh", disk, left_on(disk), *command],
-        env or {},
-    )
+    shell = ["sh", "-c", ON_A_SMALL_DISK, "sh", str(disk), str(left_on(disk))]
+    wrapped: list[str | Path] = [unshare, *namespaces, *shell, *command]
+    return run_to_end(wrapped, env or {})
 
 
 def left_on(disk: Path) -> Path:
