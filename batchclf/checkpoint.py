@@ -172,13 +172,16 @@ def load(model: str | Path, max_length: int | None = None) -> Checkpoint:
     )
 
 
-def load_base(model: str | Path, num_labels: int, head: Head) -> tuple[GPT2Classifier, Tokenizer]:
+def load_base(
+    model: str | Path, num_labels: int, head: Head, head_length: int
+) -> tuple[GPT2Classifier, Tokenizer]:
     """A GPT-2 to fine-tune: language model or classifier, with a new head, and its tokenizer.
 
     Args:
         model: a directory, else a hub id such as `gpt2`.
         num_labels: classes of the new head; an old head is dropped.
-        head: `flatten` reads as many positions as the model has.
+        head: what is put on top.
+        head_length: positions that a flatten head reads; 0 for `last_token`.
 
     Raises:
         CheckpointError: it cannot be had, or is not a GPT-2.
@@ -200,8 +203,7 @@ def load_base(model: str | Path, num_labels: int, head: Head) -> tuple[GPT2Class
                 if not is_ignored(name) and not name.startswith(_HEADS)
             }
     with _naming(directory):
-        positions = hf_config.get("n_positions", 1024) if head == "flatten" else 0
-        config = ModelConfig.from_hf(hf_config, num_labels, head=head, head_length=positions)
+        config = ModelConfig.from_hf(hf_config, num_labels, head=head, head_length=head_length)
         _check_tokenizer(tokenizer, tokenizer_files[0], config)
         classifier = GPT2Classifier(config)
         classifier.init_weights()

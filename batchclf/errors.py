@@ -9,6 +9,7 @@ BatchclfError                 70  a bug, unless a subclass says otherwise
 │   └── ErrorRateError        65  too many rows of a shard could not be labelled
 ├── OutputError               65  an output is incomplete, torn or not ours
 ├── StoreError                75  the store failed in a way that may pass: 5xx, throttling, resets
+│   ├── DamagedError          75  bytes keep arriving that do not fit their checksum
 │   └── OutOfSpaceError       75  a disk is full
 └── Interrupted               75  SIGTERM or SIGINT
 
@@ -72,6 +73,10 @@ class StoreError(BatchclfError):
     """The store failed in a way that may pass (5xx, throttling, resets), also after our retries."""
 
     exit_code = EXIT_TRY_AGAIN
+
+
+class DamagedError(StoreError):
+    """Bytes that do not fit their checksum, also after our retries: on the way, or in the store."""
 
 
 class OutOfSpaceError(StoreError):

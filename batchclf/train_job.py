@@ -78,10 +78,11 @@ class TrainJob:
             extra=fields(train=len(train), val=len(val), labels=list(labels)),
         )
         torch.manual_seed(self.settings.seed)
+        head_length = self.settings.max_length if self.head == "flatten" else 0
         if Path(self.base_model).is_file():
-            model, tokenizer = self._from_scratch(train.texts, len(labels))
+            model, tokenizer = self._from_scratch(train.texts, len(labels), head_length)
         else:
-            model, tokenizer = load_base(self.base_model, len(labels), self.head)
+            model, tokenizer = load_base(self.base_model, len(labels), self.head, head_length)
         trained = fit(model.to(device), tokenizer, train_examples, val_examples, self.settings)
         save(
             self.output,
@@ -147,7 +148,9 @@ class TrainJob:
             raise ConfigError(f"--labels names a label twice: {', '.join(labels)}")
         return labels
 
-    def _from_scratch(self, texts: Sequence[str], num_labels: int) -> tuple[GPT2Classifier, Any]:
+    def _from_scratch(
+        self, texts: Sequence[str], num_labels: int, head_length: int
+    ) -> tuple[GPT2Classifier, Any]:
         path = Path(self.base_model)
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -162,7 +165,6 @@ class TrainJob:
             "vocab_size": tokenizer.get_vocab_size(),
             "pad_token_id": tokenizer.token_to_id(END_OF_TEXT),
         }
-        head_length = self.settings.max_length if self.head == "flatten" else 0
         model = GPT2Classifier(
             ModelConfig.from_hf(config, num_labels, head=self.head, head_length=head_length)
         )

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchclf.config import CutSettings, ReadSettings
-from batchclf.errors import OutputError
+from batchclf.errors import DamagedError, OutputError
 from batchclf.notes import RUNS, SUCCESS_NAME, read_note
 from batchclf.planning import make_plan
 from batchclf.schema import prediction_fields
@@ -99,7 +99,10 @@ def _is_output(name: str) -> bool:
 
 def _check(folder: Folder, name: str) -> Footer | OutputError:
     """Read one output whole; its bytes must be those that were written, and what it says true."""
-    file = folder.open(name, whole=True)
+    try:
+        file = folder.open(name, whole=True)
+    except DamagedError as error:
+        return OutputError(f"{name}: damaged: {error}")
     if file is None:
         return OutputError(f"{name}: gone while it was verified")
     with file:

@@ -39,6 +39,7 @@ from batchclf.errors import (
     BatchclfError,
     ConfigError,
     CredentialsError,
+    DamagedError,
     InputChangedError,
     InputError,
     StoreError,
@@ -538,7 +539,9 @@ def _s3_errors(what: str, *, reading: bool) -> Iterator[None]:
         ) from error
     except ParamValidationError as error:
         raise ConfigError(f"{what}: {error}") from error
-    except (BotoConnectionError, HTTPClientError, *_BROKEN_BODY, _WrongDigestError) as error:
+    except (FlexibleChecksumError, _WrongDigestError) as error:
+        raise DamagedError(f"{what}: {error}") from error
+    except (BotoConnectionError, HTTPClientError, *_BROKEN_BODY) as error:
         raise StoreError(f"{what}: {error}") from error
     except BotoCoreError as error:
         raise ConfigError(f"{what}: {error}") from error

@@ -118,3 +118,14 @@ def test_a_model_directory_is_not_replaced_unasked(
     refused = train(run_batchclf, *splits, "--epochs", "1")
     assert refused.returncode == 64
     assert outputs.contents(tmp_path / "model") == before
+
+
+def test_a_flatten_head_is_trained_and_labels_files(
+    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    assert train(run_batchclf, *splits, "--head", "flatten").returncode == 0
+    options = ("--model", tmp_path / "model", "--output", tmp_path / "out")
+    keep = ("--keep-columns", "category")
+    run_batchclf("classify", tmp_path / "val.csv", *options, *keep, env=QUIET)
+    rows = outputs.read_source(tmp_path / "out", "val.csv").to_pylist()
+    assert sum(row["label"] == row["category"] for row in rows) >= 0.9 * len(rows)

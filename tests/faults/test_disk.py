@@ -71,8 +71,9 @@ def run_to_end(
 
 
 def command_line(source: str, output: str | Path, model: Path) -> list[str | Path]:
-    options = ["--model", model, "--output", output, "--keep-columns", "blob", "--dtype", "float32"]
-    return [servers.script("batchclf"), "classify", source, *options]
+    to: list[str | Path] = ["--model", model, "--output", output]
+    options = ["--keep-columns", "blob", "--dtype", "float32"]
+    return [servers.script("batchclf"), "classify", source, *to, *options]
 
 
 def keep_blob(classify: Classify, place: Place, source: str) -> int:

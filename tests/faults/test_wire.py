@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pyarrow as pa
 import pytest
 from fault_proxy import FaultProxy
-from fault_rules import Fault, FlipReply, Hold, Match, Reset, Status, Truncate
+from fault_rules import Fault, FlipReply, FlipRequest, Hold, Match, Reset, Status, Truncate
 from faults.commands import COMMIT, START_S, Classify, StartClassify, Verify, end_of
 from faults.inputs import FORMATS, as_csv, as_parquet, flip_byte
 from faults.places import LocalPlace, Place, S3Place, labels_of
@@ -124,14 +124,40 @@ def test_10_a_byte_flipped_in_a_page_of_a_local_parquet_is_never_labelled(
     assert local.visible() == []
 
 
-def test_10_a_byte_flipped_on_the_way_out_is_sent_again(
+@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)  # moto does not look
+def test_10_a_byte_flipped_on_the_way_out_is_refused_and_sent_again(
     s3: S3Place, proxy: FaultProxy, classify: Classify, verify: Verify, news: pa.Table
+) -> None:
+    source = s3.write("news.csv", as_csv(news))
+    flip = proxy.add(Fault(COMMIT, FlipRequest(), times=1))
+    assert classify(s3, source).exit_code == 0
+    assert proxy.hits(flip) == 1
+    assert [exchange.status for exchange in proxy.log(COMMIT)] == [400, 200]
+    assert verify(s3, source).exit_code == 0
+
+
+def test_10_bytes_that_always_arrive_damaged_end_in_try_again(
+    s3: S3Place, proxy: FaultProxy, classify: Classify, news: pa.Table
 ) -> None:
     """AWS answers an upload that does not fit its checksum with 400 BadDigest."""
     source = s3.write("news.csv", as_csv(news))
-    refused = proxy.add(Fault(COMMIT, Status(400, code="BadDigest"), times=1))
-    assert classify(s3, source).exit_code == 0
-    assert proxy.hits(refused) == 1
+    proxy.add(Fault(COMMIT, Status(400, code="BadDigest")))
+    assert classify(s3, source).exit_code == 75
+    assert s3.visible() == []
+
+
+@pytest.mark.parametrize("s3_server", ["moto"], indirect=True)  # ministack refuses it
+def test_10_a_byte_flipped_on_the_way_into_a_careless_store_is_found_by_verify(
+    s3: S3Place, proxy: FaultProxy, classify: Classify, verify: Verify, news: pa.Table
+) -> None:
+    source = s3.write("news.csv", as_csv(news))
+    proxy.add(Fault(COMMIT, FlipRequest(), times=1))
+    classify(s3, source)
+    (name,) = s3.visible()
+    proof = verify(s3, source)
+    assert proof.exit_code == 65
+    (problem,) = proof.answer["problems"]
+    assert f"{name.rpartition('/')[2]}: damaged" in problem
 
 
 @pytest.mark.parametrize(
