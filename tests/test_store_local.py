@@ -457,6 +457,7 @@ def test_hidden_folders_above_an_input_do_not_hide_it(tmp_path: Path) -> None:
         ("[ab].*", ["a.parquet", "b.csv"]),
         ("**/*.jsonl*", ["c.jsonl.gz", "deep/e.jsonl"]),
         ("deep/*", ["deep/e.jsonl"]),
+        ("*", ["_SUCCESS.csv", "a.parquet", "b.csv", "c.jsonl.gz"]),
     ],
 )
 def test_a_glob_is_the_files_that_it_matches_by_name(
@@ -494,7 +495,7 @@ def test_inputs_stand_in_the_order_of_the_arguments_and_each_once(
         ("nowhere", "nowhere: no such file or folder"),
         ("nowhere.csv", r"nowhere\.csv: no such file or folder"),
         ("notes.txt", r"notes\.txt: not a \.parquet, \.csv, .* file by its name"),
-        ("*.txt", r"notes\.txt: not a \.parquet"),
+        ("*.txt", r"\*\.txt: no \.parquet, .* files there"),
         ("*.none", r"\*\.none: no \.parquet, \.csv, .* files there"),
         ("empty", r"empty: no \.parquet, \.csv, .* files there"),
         ("x" * 5000, "x: File name too long"),
