@@ -23,11 +23,8 @@ import torch
 from batchclf.checkpoint import save
 from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import ConfigError
+from batchclf.labelled import read_texts
 from batchclf.model import GPT2Classifier, ModelConfig
-from batchclf.planning import make_plan
-from batchclf.source import open_reader
-from batchclf.store import open_source
-from batchclf.text import join_text
 from batchclf.train import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -165,16 +162,13 @@ def _articles(settings: BenchSettings) -> list[str]:
     if not settings.inputs:
         return _made_up(settings.num_rows)
     read = ReadSettings(text_columns=settings.text_columns, keep="none")
-    plan = make_plan(settings.inputs, read, CutSettings(limit=settings.num_rows))
-    if plan.unreadable:
-        raise plan.unreadable[0]
-    texts: list[str] = []
-    for shard in plan.shards:
-        with open_source(shard.source) as file:
-            reader = open_reader(file, shard.source, read)
-            for batch in reader.read(shard.start, shard.stop, shard.offset):
-                columns = dict(zip(read.text_columns, batch.text, strict=True))
-                texts += [text for text in join_text(columns).texts if text is not None]
+    cut = CutSettings(limit=settings.num_rows)
+    texts = [
+        text
+        for _, _, found in read_texts(settings.inputs, read, cut, None)
+        for text in found
+        if text is not None
+    ]
     if not texts:
         raise ConfigError("the input holds no articles to measure with")
     return texts

@@ -169,7 +169,6 @@ class ClassifyJob:
                 progress.shard(outcome.shard.num_rows, computed=outcome.is_new)
                 if outcome.error is not None and self.settings.predict.on_error == "fail":
                     raise outcome.error
-            summary.seconds = time.perf_counter() - began
             summary.complete = self._mark_success(summary)
         finally:
             summary.seconds = time.perf_counter() - began

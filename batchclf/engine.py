@@ -140,6 +140,7 @@ class Engine:
         )
         starts_U, lengths_U = starts[first_U], lengths[first_U]
         counts_U = np.bincount(inverse_N, minlength=len(first_U))
+        tokens_U = counts_U * lengths_U
         logits_UC = torch.zeros(
             (len(first_U), self._config.num_labels), dtype=torch.float32, device=self.compute.device
         )
@@ -157,7 +158,7 @@ class Engine:
                     queue += self._halve(batch, lengths_U[batch], failed_U)
                     continue
                 num_padded_tokens += self._num_columns(lengths_U[batch]) * len(batch)
-                on_batch(int(counts_U[batch].sum()), int((counts_U * lengths_U)[batch].sum()))
+                on_batch(int(counts_U[batch].sum()), int(tokens_U[batch].sum()))
         return Logits(
             logits_UC.cpu().numpy()[inverse_N],
             failed_U[inverse_N],

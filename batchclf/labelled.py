@@ -1,6 +1,6 @@
 """Labelled articles: texts with the label that a person gave them, for training and measuring."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -57,28 +57,44 @@ def read_labelled(
         InputError: an input cannot be read, or an article has no label; says which row.
     """
     read = ReadSettings(text_columns, keep=(label_column,), delimiter=delimiter)
-    plan = make_plan(inputs, read, CutSettings(), endpoint_url)
-    if plan.unreadable:
-        raise plan.unreadable[0]
     found = Labelled([], [], [], 0)
     without_text = 0
+    for source, batch, texts in read_texts(inputs, read, CutSettings(), endpoint_url):
+        without_text += _append(found, source, batch, texts)
+    return Labelled(found.texts, found.labels, found.places, without_text)
+
+
+def read_texts(
+    inputs: Sequence[str], read: ReadSettings, cut: CutSettings, endpoint_url: str | None
+) -> Iterator[tuple[Source, RowBatch, list[str | None]]]:
+    """Every record batch of some inputs with its texts; None for a row that has none.
+
+    Raises:
+        InputError: an input cannot be read.
+    """
+    plan = make_plan(inputs, read, cut, endpoint_url)
+    if plan.unreadable:
+        raise plan.unreadable[0]
     for shard in plan.shards:
         with open_source(shard.source, endpoint_url) as file:
             reader = open_reader(file, shard.source, read)
             for batch in reader.read(shard.start, shard.stop, shard.offset):
-                without_text += _append(found, batch, shard.source, read)
-    return Labelled(found.texts, found.labels, found.places, without_text)
+                texts = join_text(dict(zip(read.text_columns, batch.text, strict=True))).texts
+                yield (
+                    shard.source,
+                    batch,
+                    [None if row in batch.faults else text for row, text in enumerate(texts)],
+                )
 
 
-def _append(found: Labelled, batch: RowBatch, source: Source, read: ReadSettings) -> int:
+def _append(found: Labelled, source: Source, batch: RowBatch, texts: Sequence[str | None]) -> int:
     """Add the articles of a record batch; returns how many rows have no text."""
-    texts = join_text(dict(zip(read.text_columns, batch.text, strict=True)))
     # the id column stands before it, where there is one
     labels = batch.kept.column(batch.kept.num_columns - 1).cast(pa.string()).to_pylist()
     skipped = 0
-    for index, (text, label) in enumerate(zip(texts.texts, labels, strict=True)):
+    for index, (text, label) in enumerate(zip(texts, labels, strict=True)):
         place = f"{source} row {batch.first_row + index}"
-        if index in batch.faults or text is None:
+        if text is None:
             skipped += 1
             continue
         if label is None or not label.strip():

@@ -16,7 +16,7 @@ from batchclf.notes import RUNS, SUCCESS_NAME, read_note
 from batchclf.planning import make_plan
 from batchclf.schema import prediction_fields
 from batchclf.sink import Counts, Footer, check_seal
-from batchclf.store import Folder, open_folder
+from batchclf.store import Folder, hidden, open_folder
 
 _THREADS = 4
 _FOLDER = "fp="
@@ -58,7 +58,7 @@ def verify(output: str, inputs: Sequence[str] = (), endpoint_url: str | None = N
     folder = open_folder(output, endpoint_url)
     folder = _enter_fingerprint(folder, endpoint_url)
     verdict = Verdict(folder.uri)
-    names = sorted(name for name in folder.sizes("") if _is_output(name))
+    names = sorted(name for name in folder.sizes("") if not hidden(name))
     with ThreadPoolExecutor(_THREADS) as pool:
         checked = pool.map(lambda name: _check(folder, name), names)
         footers: dict[str, Footer] = {}
@@ -91,10 +91,6 @@ def _enter_fingerprint(folder: Folder, endpoint_url: str | None) -> Folder:
             f"whole folder mixes them. Verify and read one of\n  {listed}"
         )
     return open_folder(f"{folder.uri}/{found[0]}", endpoint_url)
-
-
-def _is_output(name: str) -> bool:
-    return not any(part.startswith(("_", ".")) for part in name.split("/"))
 
 
 def _check(folder: Folder, name: str) -> Footer | OutputError:
@@ -196,9 +192,10 @@ def _check_plan(
             "what is missing"
         )
         return
-    missing = [shown for name, shown in planned.items() if name not in names]
+    there = set(names)
+    missing = [shown for name, shown in planned.items() if name not in there]
     verdict.problems.extend(f"missing: {shown}" for shown in missing)
-    extra = len(set(names) - planned.keys())
+    extra = len(there - planned.keys())
     if extra:
         verdict.notes.append(f"{extra} outputs are of other inputs than the plan's")
 

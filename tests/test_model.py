@@ -311,7 +311,11 @@ def test_masks_that_old_files_carry_are_ignored(small: Pair) -> None:
         "transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8),
         "transformer.h.0.attn.masked_bias": torch.tensor(-1e4),
     }
-    copy.deepcopy(model).load_hf_state(state)
+    loaded = copy.deepcopy(model)
+    loaded.init_weights()
+    loaded.load_hf_state(state)
+    for name, tensor in model.hf_state().items():
+        assert torch.equal(loaded.hf_state()[name], tensor), name
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,13 @@ def test_nothing_computed_yet_promises_no_time(
     assert not line["message"].endswith("left")
 
 
-def test_no_time_passed_is_no_division_by_zero(clock: Clock) -> None:
+def test_no_time_passed_is_no_division_by_zero(
+    capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    log.configure("json")
     with Progress(10, "lines") as shown:
         shown.batch(10, 10)
+    assert lines_of(capsys) == []
 
 
 def test_no_progress_is_silence(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:

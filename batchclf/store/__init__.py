@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import BinaryIO
 
 from batchclf.errors import ConfigError, InputError
-from batchclf.store.base import Folder, Scratch, Source, is_s3, source_suffix
+from batchclf.store.base import Folder, Scratch, Source, hidden, is_s3, source_suffix
 from batchclf.store.local import (
     LocalFolder,
     as_path,
@@ -24,6 +24,7 @@ __all__ = [
     "check_separate",
     "check_unchanged",
     "find_sources",
+    "hidden",
     "open_folder",
     "open_source",
     "open_source_tail",
