@@ -6,8 +6,10 @@ BatchclfError                 70  a bug, unless a subclass says otherwise
 ├── CheckpointError           64  the model directory is missing something or is not what it says
 ├── InputError                65  an input cannot be read
 │   ├── InputChangedError     75  an input was replaced while it was read; run again
-│   └── ErrorRateError        65  too many rows of a shard could not be labelled
+│   ├── ErrorRateError        65  too many rows of a shard could not be labelled
+│   └── MessageError          65  a queue's message is not understood, or may not be followed
 ├── OutputError               65  an output is incomplete, torn or not ours
+├── QueueError                75  the queue failed in a way that may pass: 5xx, throttling, resets
 ├── StoreError                75  the store failed in a way that may pass: 5xx, throttling, resets
 │   ├── DamagedError          75  bytes keep arriving that do not fit their checksum
 │   └── OutOfSpaceError       75  a disk is full
@@ -63,6 +65,13 @@ class ErrorRateError(InputError):
     """More rows of a shard failed than the options allow; the shard is not published."""
 
 
+class MessageError(InputError):
+    """A queue's message that is not understood or may not be followed; its redrive policy decides.
+
+    It fails that message alone and never ends a command.
+    """
+
+
 class OutputError(BatchclfError):
     """An output is incomplete, torn, or holds something that is not ours."""
 
@@ -71,6 +80,12 @@ class OutputError(BatchclfError):
 
 class StoreError(BatchclfError):
     """The store failed in a way that may pass (5xx, throttling, resets), also after our retries."""
+
+    exit_code = EXIT_TRY_AGAIN
+
+
+class QueueError(BatchclfError):
+    """The queue failed in a way that may pass (5xx, throttling, resets), also after our retries."""
 
     exit_code = EXIT_TRY_AGAIN
 
