@@ -76,6 +76,15 @@ texts_lists = st.lists(
 )
 
 
+@given(texts_lists, st.integers(1, 200), st.integers(2, 4))
+@settings(max_examples=30)
+def test_batches_side_by_side_give_the_same_logits(
+    texts: list[list[int]], budget: int, num_streams: int
+) -> None:
+    found = Engine(MODEL, CPU, budget, num_streams).predict(*joined(texts), ignore)
+    np.testing.assert_allclose(found.logits_NC, alone(MODEL, texts), atol=1e-5)
+
+
 @given(texts_lists, st.integers(1, 200))
 @settings(max_examples=50, deadline=None)
 def test_logits_stand_in_the_order_of_the_examples_whatever_the_budget(
