@@ -1,5 +1,6 @@
-"""This machine's speed, end to end, against the plain Hugging Face pipeline. Ratios of one run."""
+"""This machine's speed, end to end, against what people would otherwise run. Ratios of one run."""
 
+import itertools
 import json
 import logging
 import os
@@ -9,22 +10,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from batchclf.checkpoint import save
+from batchclf.batching import padding_waste, plan_batches
+from batchclf.checkpoint import load, save
 from batchclf.config import CutSettings, ReadSettings
+from batchclf.engine import Compute, Engine, build_model, choose_compute
 from batchclf.errors import ConfigError
 from batchclf.labelled import read_texts
 from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.packed import PackedLinear, can_pack
+from batchclf.text import TextEncoder
 from batchclf.train import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -37,7 +46,9 @@ _NUM_LABELS = 5
 # Words of a news article: median and spread of the logarithm, as in BBC News.
 _MEDIAN_WORDS, _LOG_SPREAD = 330, 0.5
 _NUM_WORDS = 20_000
-PIPELINE_BATCH = 16
+_NUM_RESCORED = 16
+_CEILING_TOKENS = {"cpu": (512, 1024, 2048, 4096, 8192), "cuda": (16384, 32768, 65536)}
+_CEILING_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -78,25 +89,31 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         archive = folder / "archive.parquet"
         pq.write_table(pa.table({"id": np.arange(len(texts)), "text": texts}), archive)
         peer_texts = _spread(texts, settings.num_peer_rows)
+        compute = choose_compute(settings.device, settings.dtype)
         results = []
         for max_length in settings.max_lengths:
             ours: list[dict[str, Any]] = []
-            peers: list[float] = []
+            peers: dict[str, list[float]] = {name: [] for name in PEERS}
+            ceilings: list[float] = []
             for repeat in range(settings.repeats):
                 output = folder / f"out-{max_length}-{repeat}"
                 ours.append(_classify(archive, model, output, max_length, settings))
-                peers.append(_pipeline(model, peer_texts, max_length, settings.device))
+                for name, run in PEERS.items():
+                    peers[name].append(run(model, peer_texts, max_length, compute))
+                ceilings.append(measure_ceiling(load(model).config, compute))
                 log.info(
-                    "max length %d: batchclf %.2f articles/s, pipeline %.2f articles/s",
+                    "max length %d, run %d: batchclf %.2f articles/s, %s",
                     max_length,
+                    repeat + 1,
                     ours[-1]["articles_per_s"],
-                    peers[-1],
+                    ", ".join(f"{name} {rates[-1]:.2f}" for name, rates in peers.items()),
                 )
-            results.append(_result(max_length, ours, peers))
+            found = _result(max_length, ours, peers, ceilings, load(model).config)
+            results.append(found | _inspect(model, texts, max_length, compute))
         return {
             "settings": asdict(settings)
             | {
-                "model": settings.model and Path(model).name,
+                "model": settings.model and Path(settings.model).name,
                 "inputs": [Path(name).name for name in settings.inputs],
             },
             "machine": _machine(),
@@ -104,25 +121,119 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         }
 
 
-def _result(max_length: int, ours: list[dict[str, Any]], peers: list[float]) -> dict[str, Any]:
+def _result(
+    max_length: int,
+    ours: list[dict[str, Any]],
+    peers: Mapping[str, list[float]],
+    ceilings: list[float],
+    config: ModelConfig,
+) -> dict[str, Any]:
     middle = statistics.median(run["articles_per_s"] for run in ours)
-    peer = statistics.median(peers)
+    tokens_per_s = statistics.median(run["tokens_per_s"] for run in ours)
+    ceiling = statistics.median(ceilings)
     return {
         "max_length": max_length,
         "batchclf": {
             "articles_per_s": middle,
-            "tokens_per_s": statistics.median(run["tokens_per_s"] for run in ours),
+            "tokens_per_s": tokens_per_s,
             "dtype": ours[0]["dtype"],
             "busy": ours[-1]["busy"],
             "peak_rss_mib": max(run["peak_rss_mib"] for run in ours),
             "runs": [run["articles_per_s"] for run in ours],
         },
-        "pipeline_float32": {
-            "articles_per_s": round(peer, 3),
-            "runs": [round(p, 3) for p in peers],
+        "peers": {
+            name: {
+                "articles_per_s": round(statistics.median(rates), 3),
+                "runs": [round(rate, 3) for rate in rates],
+                "ratio": round(middle / statistics.median(rates), 3),
+            }
+            for name, rates in peers.items()
         },
-        "ratio": round(middle / peer, 2),
+        "ceiling_gflops": round(ceiling / 1e9, 1),
+        "share_of_ceiling": round(tokens_per_s * flops_per_token(config) / ceiling, 3),
     }
+
+
+def flops_per_token(config: ModelConfig) -> int:
+    """Of the linear layers, all of them: 170 million for GPT-2 of 124M. Attention comes on top."""
+    size = config.hidden_size
+    return 2 * config.num_layers * (4 * size * size + 2 * size * config.inner_size)
+
+
+def measure_ceiling(config: ModelConfig, compute: Compute) -> float:
+    """FLOP/s of the model's linear layers alone: the best of a sweep over tokens at a time.
+
+    Plain `F.linear` and, on a CPU, weights that are packed beforehand, on all cores.
+    """
+    size, inner = config.hidden_size, config.inner_size
+    shapes = ((size, 3 * size), (size, size), (size, inner), (inner, size))
+    products: list[list[Callable[[Tensor], Tensor]]] = []
+    with torch.inference_mode():
+        for num_in, num_out in shapes:
+            weight = torch.randn(num_out, num_in, device=compute.device).to(compute.dtype)
+            bias = torch.zeros(num_out, device=compute.device, dtype=compute.dtype)
+            products.append([partial(F.linear, weight=weight, bias=bias)])
+            if compute.device.type == "cpu" and can_pack(compute.dtype):
+                products[-1].append(PackedLinear(weight, bias))
+        best = 0.0
+        for num_tokens in _CEILING_TOKENS[compute.device.type]:
+            total_s = 0.0
+            for (num_in, _), ways in zip(shapes, products, strict=True):
+                hidden = torch.randn(num_tokens, num_in, device=compute.device).to(compute.dtype)
+                total_s += min(_fastest_s(way, hidden) for way in ways)
+            flops = num_tokens * flops_per_token(config) / config.num_layers
+            best = max(best, flops / total_s)
+    return best
+
+
+def _fastest_s(way: Callable[[Tensor], Tensor], hidden: Tensor) -> float:
+    seconds = []
+    for _ in range(_CEILING_REPEATS):
+        _synchronize(hidden)
+        began = time.perf_counter()
+        way(hidden)
+        _synchronize(hidden)
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def _synchronize(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+def _inspect(
+    model: str, texts: Sequence[str], max_length: int, compute: Compute
+) -> dict[str, float]:
+    """What the engine makes of the articles: padding, and how much a row depends on its batch."""
+    checkpoint = load(model, max_length=max_length)
+    encoder = TextEncoder(checkpoint.tokenizer, checkpoint.max_length, checkpoint.normalise)
+    encoded = encoder.encode(list(texts))
+    engine = Engine(build_model(checkpoint, compute), compute)
+    lengths = encoded.num_tokens[encoded.num_tokens > 0].astype(np.int64)
+    waste = padding_waste(lengths, plan_batches(lengths, engine.max_batch_tokens, engine.grain))
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    some = np.linspace(0, len(lengths) - 1, min(_NUM_RESCORED, len(lengths))).astype(int)
+    few = np.concatenate([encoded.ids[offsets[row] : offsets[row + 1]] for row in some])
+    few_offsets = np.concatenate(([0], np.cumsum(lengths[some])))
+    together = _probs(engine, few, few_offsets)
+    alone = [
+        _probs(engine, few[a:b], np.array([0, b - a]))[0]
+        for a, b in itertools.pairwise(few_offsets)
+    ]
+    return {
+        "padding_waste": round(waste, 4),
+        "largest_change_of_a_probability_alone": float(np.abs(together - np.array(alone)).max()),
+    }
+
+
+def _probs(
+    engine: Engine, ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    logits = engine.predict(ids, offsets, lambda _examples, _tokens: None).logits_NC
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probs: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probs
 
 
 def _classify(
@@ -139,23 +250,60 @@ def _classify(
     return summary
 
 
-def _pipeline(model: str, texts: Sequence[str], max_length: int, device: str) -> float:
-    """Articles/s of what a script would do: `pipeline("text-classification")`, float32."""
+def _pipeline(
+    model: str,
+    texts: Sequence[str],
+    max_length: int,
+    compute: Compute,
+    *,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> float:
+    """Articles/s of what a script would do: `pipeline("text-classification")`."""
     from transformers import pipeline
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    classify = pipeline(
-        "text-classification",
-        model=model,
-        device=None if device == "auto" else device,
-        dtype=torch.float32,
-    )
-    options = {"batch_size": PIPELINE_BATCH, "truncation": True, "max_length": max_length}
+    classify = pipeline("text-classification", model=model, device=compute.device, dtype=dtype)
+    options = {"batch_size": batch_size, "truncation": True, "max_length": max_length}
     classify(list(texts[:2]), **options)
     began = time.perf_counter()
     found = classify(list(texts), **options)
     return len(found) / (time.perf_counter() - began)
+
+
+def _sorted_forward(
+    model: str, texts: Sequence[str], max_length: int, compute: Compute, *, batch_size: int
+) -> float:
+    """Articles/s of a careful script: sorted by length, transformers' own forward, bfloat16."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.bfloat16)
+    classifier.to(compute.device).eval()
+
+    def classify(chosen: Sequence[str]) -> None:
+        encoded = tokenizer(list(chosen), truncation=True, max_length=max_length)["input_ids"]
+        encoded.sort(key=len)
+        for first in range(0, len(encoded), batch_size):
+            batch = tokenizer.pad(
+                {"input_ids": encoded[first : first + batch_size]}, return_tensors="pt"
+            )
+            classifier(**batch.to(compute.device)).logits.cpu()
+
+    with torch.inference_mode():
+        classify(texts[:2])
+        began = time.perf_counter()
+        classify(texts)
+        return len(texts) / (time.perf_counter() - began)
+
+
+# What people would otherwise run, on the same articles in the same run: articles/s.
+PEERS: Mapping[str, Callable[[str, Sequence[str], int, Compute], float]] = {
+    "pipeline_float32": partial(_pipeline, dtype=torch.float32, batch_size=16),
+    "pipeline_bfloat16": partial(_pipeline, dtype=torch.bfloat16, batch_size=32),
+    "sorted_bfloat16": partial(_sorted_forward, batch_size=16),
+}
 
 
 def _articles(settings: BenchSettings) -> list[str]:

@@ -161,7 +161,7 @@ class Engine:
         self._config = model.config
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(compute, self._config)
         is_cpu = compute.device.type == "cpu"
-        self._grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
+        self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
         self._num_streams = num_streams or (min(_num_cores(), _MOST_STREAMS) if is_cpu else 1)
         self._streams = ThreadPoolExecutor(
             self._num_streams,
@@ -224,7 +224,7 @@ class Engine:
         self, ids: npt.NDArray[np.int32], starts_U: IntArray, lengths_U: IntArray
     ) -> Generator[tuple[IntArray, torch.Tensor | None], None, None]:
         """Batches with their logits; None for a row that does not fit even alone."""
-        queue = plan_batches(lengths_U, self.max_batch_tokens, self._grain)[::-1]
+        queue = plan_batches(lengths_U, self.max_batch_tokens, self.grain)[::-1]
         pending: deque[tuple[IntArray, Future[torch.Tensor]]] = deque()
         try:
             while queue or pending:
@@ -274,7 +274,7 @@ class Engine:
 
     def _num_columns(self, lengths_B: IntArray) -> int:
         """Tokens that each row of a batch is padded to."""
-        return min(-(-int(lengths_B.max()) // self._grain) * self._grain, self._config.longest)
+        return min(-(-int(lengths_B.max()) // self.grain) * self.grain, self._config.longest)
 
     def _without_trailing_pads(
         self, ids: npt.NDArray[np.int32], starts: IntArray, lengths: IntArray

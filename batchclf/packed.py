@@ -51,14 +51,14 @@ def pack(model: GPT2Classifier) -> GPT2Classifier:
         The same model.
     """
     dtype = model.transformer.wte.weight.dtype
-    if not _can_pack(dtype):
+    if not can_pack(dtype):
         log.info("this CPU or torch cannot pack weights in %s; computing without", dtype)
         return model
     model.add_module("transformer", _PackedTransformer(model))
     return model
 
 
-def _can_pack(dtype: torch.dtype) -> bool:
+def can_pack(dtype: torch.dtype) -> bool:
     """Whether packed products exist here, and are right."""
     if dtype not in {torch.float32, torch.bfloat16}:
         return False
@@ -70,7 +70,7 @@ def _can_pack(dtype: torch.dtype) -> bool:
     input_MH = torch.linspace(-1, 1, 32 * 64).view(32, 64).to(dtype)
     with torch.inference_mode():
         try:
-            packed = _PackedLinear(linear.weight, linear.bias)
+            packed = PackedLinear(linear.weight, linear.bias)
             found = packed.added(packed.activated(input_MH, "gelu_new"), input_MH)
         except (AttributeError, RuntimeError, NotImplementedError):
             return False
@@ -78,7 +78,7 @@ def _can_pack(dtype: torch.dtype) -> bool:
     return bool((found - wanted).abs().max() < _PROBE_TOLERANCE)
 
 
-class _PackedLinear:
+class PackedLinear:
     """A linear layer with its weight in oneDNN's layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -118,15 +118,15 @@ class _PackedBlock:
         self._num_heads, self._scale = attention.num_heads, attention.scale
         self._ln_1, self._ln_2 = block.ln_1, block.ln_2
         joined, size = attention.c_attn, attention.c_attn.in_features
-        self._query_key_value = _PackedLinear(joined.weight, joined.bias)
+        self._query_key_value = PackedLinear(joined.weight, joined.bias)
         # The last layer may be asked for the query of one token of each row.
-        self._query = _PackedLinear(joined.weight[:size], joined.bias[:size]) if is_last else None
+        self._query = PackedLinear(joined.weight[:size], joined.bias[:size]) if is_last else None
         self._key_value = (
-            _PackedLinear(joined.weight[size:], joined.bias[size:]) if is_last else None
+            PackedLinear(joined.weight[size:], joined.bias[size:]) if is_last else None
         )
-        self._attention_output = _PackedLinear(attention.c_proj.weight, attention.c_proj.bias)
-        self._inner = _PackedLinear(mlp.c_fc.weight, mlp.c_fc.bias)
-        self._outer = _PackedLinear(mlp.c_proj.weight, mlp.c_proj.bias)
+        self._attention_output = PackedLinear(attention.c_proj.weight, attention.c_proj.bias)
+        self._inner = PackedLinear(mlp.c_fc.weight, mlp.c_fc.bias)
+        self._outer = PackedLinear(mlp.c_proj.weight, mlp.c_proj.bias)
 
     def __call__(self, hidden_MH: Tensor, batch: int, tokens: int) -> Tensor:
         joined_MH = self._query_key_value(self._ln_1(hidden_MH))

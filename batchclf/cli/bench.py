@@ -10,6 +10,8 @@ from batchclf.log import LogFormat, configure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_QUICK = {"num_rows": 96, "num_peer_rows": 16, "max_lengths": (128,), "repeats": 1}
+
 
 @click.command()
 @click.option("--model", metavar="DIR", help="Model to measure. [default: a random GPT-2]")
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     default=32,
     show_default=True,
     metavar="N",
-    help="Articles of them, evenly spread, that the Hugging Face pipeline labels.",
+    help="Articles of them, evenly spread, that the others label.",
 )
 @click.option(
     "--max-length",
@@ -60,17 +62,27 @@ if TYPE_CHECKING:
     metavar="N",
     help="Runs of each, taking turns; the median counts.",
 )
+@click.option("--quick", is_flag=True, help="Few articles, 128 tokens, one run: under a minute.")
 @options.dtype_option
 @options.device_option
 @options.log_format_option
-def bench(log_format: LogFormat, **measured: Any) -> int:
-    """Articles/s on this machine, against the plain Hugging Face pipeline (float32, batch 16).
+def bench(log_format: LogFormat, quick: bool, **measured: Any) -> int:
+    """Articles/s on this machine, against what people would otherwise run.
+
+    \b
+    pipeline_float32   Hugging Face pipeline, batch 16
+    pipeline_bfloat16  the same in bfloat16, batch 32
+    sorted_bfloat16    articles sorted by length, transformers' own forward,
+                       bfloat16, batch 16
+    ceiling            the model's matrix products alone, on all cores
 
     Compare ratios of one run: machines differ. The last line of standard output is one JSON object.
     """
     configure(log_format)
     from batchclf.bench import BenchSettings, bench as measure
 
+    if quick:
+        measured |= _QUICK
     found = measure(BenchSettings(**measured))
     _show(found)
     click.echo(json.dumps(found))
@@ -78,9 +90,19 @@ def bench(log_format: LogFormat, **measured: Any) -> int:
 
 
 def _show(found: "Mapping[str, Any]") -> None:
-    click.echo(f"{'max length':>10}  {'batchclf':>10}  {'pipeline':>10}  {'ratio':>6}  articles/s")
     for row in found["results"]:
+        ours = row["batchclf"]
+        click.echo(f"\nmax length {row['max_length']}      articles/s   batchclf is")
+        click.echo(f"  {'batchclf':20}{ours['articles_per_s']:>12,.2f}   ({ours['dtype']})")
+        for name, peer in row["peers"].items():
+            ratio = f"{peer['ratio']:.2f} x"
+            click.echo(f"  {name:20}{peer['articles_per_s']:>12,.2f}   {ratio} as fast")
+        busy = ", ".join(f"{name} {share:.0%}" for name, share in ours["busy"].items())
+        change = row["largest_change_of_a_probability_alone"]
         click.echo(
-            f"{row['max_length']:>10}  {row['batchclf']['articles_per_s']:>10,.2f}  "
-            f"{row['pipeline_float32']['articles_per_s']:>10,.2f}  {row['ratio']:>6.2f}"
+            f"  {ours['tokens_per_s']:,.0f} tokens/s, {row['share_of_ceiling']:.0%} of the ceiling "
+            f"({row['ceiling_gflops']:,.0f} GFLOP/s)\n"
+            f"  padding {row['padding_waste']:.1%}, peak memory {ours['peak_rss_mib']:,} MiB\n"
+            f"  busy: {busy}\n"
+            f"  a row scored alone: its probabilities move by at most {change:.1g}"
         )
