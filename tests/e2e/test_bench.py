@@ -23,7 +23,8 @@ def test_bench_measures_both_at_every_length(run_batchclf: RunBatchclf, model: P
                 ours["articles_per_s"] / peer["articles_per_s"], rel=0.02
             )
         assert ours["peak_rss_mib"] > 0
-        assert 0 < result["share_of_ceiling"] < 1
+        assert result["ceiling_gflops"] > 0
+        assert 0 <= result["share_of_ceiling"] < 1
         assert 0 <= result["padding_waste"] < 0.5
         assert result["largest_change_of_a_probability_alone"] < 0.02
 
