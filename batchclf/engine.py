@@ -162,12 +162,12 @@ class Engine:
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(compute, self._config)
         is_cpu = compute.device.type == "cpu"
         self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
-        self._num_streams = num_streams or (min(_num_cores(), _MOST_STREAMS) if is_cpu else 1)
+        self.num_streams = num_streams or (min(_num_cores(), _MOST_STREAMS) if is_cpu else 1)
         self._streams = ThreadPoolExecutor(
-            self._num_streams,
+            self.num_streams,
             thread_name_prefix="compute",
             initializer=torch.set_num_threads,
-            initargs=(max(_num_cores() // self._num_streams, 1),),
+            initargs=(max(_num_cores() // self.num_streams, 1),),
         )
 
     @property
@@ -229,7 +229,7 @@ class Engine:
         try:
             while queue or pending:
                 # one more than there are streams, so that none waits for its next batch
-                while queue and len(pending) <= self._num_streams:
+                while queue and len(pending) <= self.num_streams:
                     batch = queue.pop()
                     pending.append(
                         (
