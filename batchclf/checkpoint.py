@@ -17,6 +17,7 @@ Without `batchclf.json` the directory is any GPT-2 sequence classifier, read as 
 Nothing in a directory is ever run: pickles are refused and code is not looked at.
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -24,7 +25,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -46,6 +47,7 @@ from batchclf.model import (
     is_finite,
     is_ignored,
 )
+from batchclf.store.base import translate_os_error
 from batchclf.text import Normalisation
 
 END_OF_TEXT = "<|endoftext|>"
@@ -59,11 +61,13 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt"]
+_HUB_FILES_WITHOUT_WEIGHTS = ["*.json", "*.txt"]
 # https://huggingface.co/docs/huggingface_hub/package_reference/utilities (validate_repo_id)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TRUNK = "transformer."
 _HEADS = ("lm_head.", "score.", "fc1.")  # of other purposes, which fine-tuning replaces
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h and linux/fs.h; man 2 renameat2
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 _GPT2_TOKENIZERS = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 _SPECIAL_TOKENS = tuple(
@@ -186,13 +190,8 @@ def load_base(
     Raises:
         CheckpointError: it cannot be had, or is not a GPT-2.
     """
+    config, tokenizer = load_base_config(model, num_labels, head, head_length)
     directory = _find(model)
-    hf_config = _read_json(directory / CONFIG)
-    tokenizer_config = _read_json(directory / TOKENIZER_CONFIG, {})
-    tokenizer, tokenizer_files = _read_tokenizer(directory, tokenizer_config)
-    hf_config.pop("problem_type", None)
-    if hf_config.get("pad_token_id") is None:
-        hf_config["pad_token_id"] = tokenizer.token_to_id(END_OF_TEXT)
     state: dict[str, torch.Tensor] = {}
     for path in _find_weights(directory):
         with _open_weights(path) as file:
@@ -203,8 +202,6 @@ def load_base(
                 if not is_ignored(name) and not name.startswith(_HEADS)
             }
     with _naming(directory):
-        config = ModelConfig.from_hf(hf_config, num_labels, head=head, head_length=head_length)
-        _check_tokenizer(tokenizer, tokenizer_files[0], config)
         classifier = GPT2Classifier(config)
         classifier.init_weights()
         own = classifier.hf_state()
@@ -212,6 +209,27 @@ def load_base(
             state | {name: own[name] for name in own if not name.startswith(_TRUNK)}
         )
     return classifier, tokenizer
+
+
+def load_base_config(
+    model: str | Path, num_labels: int, head: Head, head_length: int
+) -> tuple[ModelConfig, Tokenizer]:
+    """What `load_base` knows of a GPT-2 without its weights, which need not be there.
+
+    Raises:
+        CheckpointError: it cannot be had, or is not a GPT-2.
+    """
+    directory = _find(model, _HUB_FILES_WITHOUT_WEIGHTS)
+    hf_config = _read_json(directory / CONFIG)
+    tokenizer_config = _read_json(directory / TOKENIZER_CONFIG, {})
+    tokenizer, tokenizer_files = _read_tokenizer(directory, tokenizer_config)
+    hf_config.pop("problem_type", None)
+    if hf_config.get("pad_token_id") is None:
+        hf_config["pad_token_id"] = tokenizer.token_to_id(END_OF_TEXT)
+    with _naming(directory):
+        config = ModelConfig.from_hf(hf_config, num_labels, head=head, head_length=head_length)
+        _check_tokenizer(tokenizer, tokenizer_files[0], config)
+    return config, tokenizer
 
 
 def fingerprint(checkpoint: Checkpoint, settings: Mapping[str, object]) -> str:
@@ -237,6 +255,7 @@ def save(
     metrics: Mapping[str, Any],
     weights_dtype: torch.dtype = torch.float32,
     overwrite: bool = False,
+    add_report: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model directory that `load` reads, and with the `last_token` head transformers too.
 
@@ -254,16 +273,17 @@ def save(
         metrics: what it reached, in plain values.
         weights_dtype: float32, or float16 or bfloat16 for half the size.
         overwrite: replace a model directory.
+        add_report: writes more files into the new directory; what they say is not looked at.
 
     Raises:
         CheckpointError: something else stands there, or what was written is no valid model.
+        OutOfSpaceError: the disk is full; what stood there still does.
     """
     directory = Path(directory)
-    _check_free(directory, overwrite=overwrite)
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    check_free(directory, overwrite=overwrite)
     temporary = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.tmp")
-    temporary.mkdir()
     try:
+        temporary.mkdir(parents=True)
         _write_weights(temporary / WEIGHTS, model, weights_dtype)
         dtype_name = str(weights_dtype).removeprefix("torch.")
         end = tokenizer.token_to_id(END_OF_TEXT)
@@ -294,10 +314,14 @@ def save(
                 "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, TOKENIZER)},
             },
         )
-        for path in (*temporary.iterdir(), temporary):
+        if add_report is not None:
+            add_report(temporary)
+        for path in (*temporary.rglob("*"), temporary):
             _fsync(path)
         load(temporary)
         _publish(temporary, directory)
+    except OSError as error:
+        raise translate_os_error(error, f"model directory {directory}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -315,7 +339,7 @@ class _Settings:
     metadata: Mapping[str, Any]
 
 
-def _find(model: str | Path) -> Path:
+def _find(model: str | Path, hub_files: Sequence[str] = _HUB_FILES) -> Path:
     if model == "":
         raise CheckpointError("no model directory is named")
     path = Path(model).expanduser()
@@ -332,7 +356,7 @@ def _find(model: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(str(model), allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(str(model), allow_patterns=list(hub_files)))
     except (OSError, HFValidationError) as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(
@@ -648,7 +672,12 @@ def _hash_json(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _check_free(directory: Path, *, overwrite: bool) -> None:
+def check_free(directory: Path, *, overwrite: bool) -> None:
+    """Whether `save` may write there.
+
+    Raises:
+        CheckpointError: something stands there that may not be replaced.
+    """
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return
     if not (directory / CONFIG).is_file() or not (directory / WEIGHTS).is_file():
@@ -662,7 +691,25 @@ def _write_weights(path: Path, model: GPT2Classifier, dtype: torch.dtype) -> Non
         name: tensor.to(device="cpu", dtype=dtype).contiguous()
         for name, tensor in model.hf_state().items()
     }
-    save_file(state, path, metadata={"format": "pt"})
+    write_tensors(path, state, {"format": "pt"})
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: it cannot be written; safetensors itself hides the number of the error in a text.
+    """
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -712,8 +759,23 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two names change places in one step; False where that cannot be done."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    names = (_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other))
+    return bool(renameat2(*names, _RENAME_EXCHANGE) == 0)
+
+
 def _publish(temporary: Path, directory: Path) -> None:
-    """Rename into place; a model that stands there goes aside first, and away last."""
+    """Rename into place, or change places with a model that stands there.
+
+    Where the file system cannot do that, the old one goes aside first, and away last.
+    """
+    if directory.exists() and _exchange(temporary, directory):
+        _fsync(directory.parent)
+        return
     aside = temporary.with_suffix(".old")
     if directory.exists():
         directory.rename(aside)

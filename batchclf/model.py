@@ -10,7 +10,8 @@ a head, C labels, L positions of the flatten head.
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self, cast
 
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
+from torch.utils.checkpoint import checkpoint
 
 from batchclf.errors import CheckpointError
 
@@ -326,6 +328,8 @@ class _Transformer(nn.Module):
         self.drop = nn.Dropout(config.embd_dropout)
         self.h = nn.ModuleList(_Block(config, layer) for layer in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        # In training, keep what goes into a layer alone and compute the rest again: less memory.
+        self.gradient_checkpointing = False
 
     def embed(self, ids_BT: Tensor, positions_T: Tensor) -> Tensor:
         """Token plus position embeddings; positions are [T], or [B, T] where rows differ."""
@@ -335,8 +339,8 @@ class _Transformer(nn.Module):
     def forward(self, ids_BT: Tensor, positions_T: Tensor) -> Tensor:
         """The final hidden states of all tokens, [B, T, H]."""
         hidden_BTH = self.embed(ids_BT, positions_T)
-        for block in self.h:
-            hidden_BTH = block(hidden_BTH)
+        for block in self._blocks():
+            hidden_BTH = self._pass(block, hidden_BTH)
         normed: Tensor = self.ln_f(hidden_BTH)
         return normed
 
@@ -345,7 +349,7 @@ class _Transformer(nn.Module):
         *blocks, last = self._blocks()
         hidden_BTH = self.embed(ids_BT, positions_T)
         for block in blocks:
-            hidden_BTH = block(hidden_BTH)
+            hidden_BTH = self._pass(block, hidden_BTH)
         normed_B1H: Tensor = self.ln_f(last.forward_pooled(hidden_BTH, lengths_B))
         return normed_B1H.squeeze(1)
 
@@ -356,6 +360,11 @@ class _Transformer(nn.Module):
             hidden_BTH = block.forward_alone(hidden_BTH)
         normed: Tensor = self.ln_f(hidden_BTH)
         return normed
+
+    def _pass(self, block: _Block, hidden_BTH: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return cast("Tensor", checkpoint(block, hidden_BTH, use_reentrant=False))
+        return cast("Tensor", block(hidden_BTH))
 
     def _blocks(self) -> Iterator[_Block]:
         return cast("Iterator[_Block]", iter(self.h))
@@ -394,8 +403,18 @@ class GPT2Classifier(nn.Module):
         if self.config.head == "flatten":
             return self._flatten_logits(ids_BT, lengths_B)
         positions_T = torch.arange(tokens, device=ids_BT.device)
-        pooled_BH = self.transformer.forward_pooled(ids_BT, positions_T, lengths_B)
-        return F.linear(pooled_BH.float(), self.score.weight.float())
+        return self._score(self.transformer.forward_pooled(ids_BT, positions_T, lengths_B))
+
+    def forward_with_hidden(self, ids_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward` under `last_token`, with the final hidden states of all tokens [B, T, H]."""
+        positions_T = torch.arange(ids_BT.shape[1], device=ids_BT.device)
+        hidden_BTH = self.transformer(ids_BT, positions_T)
+        rows_B = torch.arange(len(lengths_B), device=ids_BT.device)
+        return self._score(hidden_BTH[rows_B, lengths_B - 1]), hidden_BTH
+
+    def _score(self, pooled_BH: Tensor) -> Tensor:
+        with _without_autocast(pooled_BH):
+            return F.linear(pooled_BH.float(), self.score.weight.float())
 
     def _flatten_logits(self, ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
         """The original pads on the left to L tokens; here the pads are a table.
@@ -414,7 +433,8 @@ class GPT2Classifier(nn.Module):
             1, sources_BT.clamp(min=0)[:, :, None].expand_as(hidden_BTH)
         ).masked_fill((sources_BT < 0)[:, :, None], 0.0)
         weight_CLH = self._weight_CLH()[:, -tokens:]
-        real_BC = F.linear(shifted_BTH.flatten(1), weight_CLH.flatten(1), self.fc1.bias.float())
+        with _without_autocast(shifted_BTH):
+            real_BC = F.linear(shifted_BTH.flatten(1), weight_CLH.flatten(1), self.fc1.bias.float())
         return real_BC + self._pad_table()[pads_B]
 
     def _weight_CLH(self) -> Tensor:  # noqa: N802 - the suffix is a shape
@@ -437,7 +457,8 @@ class GPT2Classifier(nn.Module):
         positions_L = torch.arange(self.config.head_length, device=self.fc1.weight.device)
         ids_1L = torch.full_like(positions_L, self.config.pad_token_id or 0)[None]
         hidden_LH = self.transformer.forward_alone(ids_1L, positions_L)[0].float()
-        logits_LC = torch.einsum("lh,clh->lc", hidden_LH, self._weight_CLH())
+        with _without_autocast(hidden_LH):
+            logits_LC = torch.einsum("lh,clh->lc", hidden_LH, self._weight_CLH())
         return F.pad(logits_LC.cumsum(0), (0, 0, 1, 0))
 
     def train(self, mode: bool = True) -> Self:
@@ -449,6 +470,17 @@ class GPT2Classifier(nn.Module):
         self._pad_logits = None
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def set_dropout(self, share: float) -> None:
+        """Drop this share in all places where GPT-2 has dropout, also according to `config`."""
+        self.config = replace(
+            self.config, embd_dropout=share, attn_dropout=share, resid_dropout=share
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = share
+            elif isinstance(module, _Attention):
+                module.dropout = share
 
     @torch.no_grad()
     def init_weights(self, std: float = 0.02) -> None:
@@ -499,6 +531,14 @@ class GPT2Classifier(nn.Module):
             name: parameter.detach().t() if name.endswith(_CONV1D_NAMES) else parameter.detach()
             for name, parameter in self.named_parameters()
         }
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """What keeps the head in float32 where training runs in mixed precision."""
+    device_type = tensor.device.type
+    if not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def is_finite(tensor: Tensor) -> bool:

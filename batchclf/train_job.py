@@ -3,27 +3,49 @@
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from batchclf.checkpoint import END_OF_TEXT, load_base, save
+from batchclf.calibration import fit_temperature
+from batchclf.checkpoint import END_OF_TEXT, check_free, load_base, save
 from batchclf.engine import choose_compute
 from batchclf.errors import ConfigError, InputError
+from batchclf.evaluation import Measures, Mistake, confident_mistakes, measure, top_scores
 from batchclf.labelled import Labelled, read_labelled
 from batchclf.log import fields
 from batchclf.model import GPT2Classifier, Head, ModelConfig
+from batchclf.progress import Style
 from batchclf.text import normalise
-from batchclf.train import Examples, Trained, TrainSettings, fit, train_tokenizer
+from batchclf.train import (
+    Examples,
+    Fitted,
+    Surroundings,
+    TrainingCheckpoints,
+    TrainingDisplay,
+    TrainSettings,
+    fit,
+    predict,
+    train_tokenizer,
+)
+from batchclf.train.examples import tokenise
+from batchclf.train.processes import Processes, join
+from batchclf.train.splits import Splits, choose_labels, compare, to_examples
 
 log = logging.getLogger(__name__)
 
-_LEAST_LABELS = 2
+REPORT = "report"  # the folder in the model directory
+_SPLIT_NAMES = {"test": "test", "val": "validation"}
+
+Logits = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,12 +53,16 @@ class TrainJob:
     """What `train` was asked for.
 
     Attributes:
+        test: files that are measured after training, and change nothing in it; may be none.
         base_model: a model directory or hub name to start from, or a config JSON in Hugging
             Face's words to start from scratch.
         vocab_size: of the tokenizer that is trained with a model from scratch.
         labels: their order; empty for those of the training data, sorted.
         weights: how they are saved; float16 takes half the space.
-        drop_leaked: leave out training articles that also stand in the validation data.
+        drop_leaked: leave out training articles that also stand in the validation or test data.
+        checkpoint_dir: where a training checkpoint is kept that a stopped run goes on from.
+        checkpoint_steps: how many steps of the optimizer lie between two of them.
+        style: where progress is shown.
     """
 
     train: tuple[str, ...]
@@ -44,6 +70,7 @@ class TrainJob:
     base_model: str
     output: str
     settings: TrainSettings
+    test: tuple[str, ...] = ()
     head: Head = "last_token"
     vocab_size: int = 8192
     text_columns: tuple[str, ...] = ("text",)
@@ -54,62 +81,94 @@ class TrainJob:
     weights: Literal["float32", "float16", "bfloat16"] = "float32"
     drop_leaked: bool = False
     overwrite: bool = False
+    checkpoint_dir: str | None = None
+    checkpoint_steps: int = 1000
+    style: Style = "none"
     endpoint_url: str | None = None
 
-    def run(self) -> Trained:
-        """Train and save.
+    def run(self, interrupt: threading.Event | None = None) -> dict[str, Any]:
+        """Train, measure and save; returns the metrics, in the first process of several.
+
+        Args:
+            interrupt: set when the run should stop soon.
 
         Raises:
             InputError: a file cannot be read, or holds a label that is not known; says which row.
             ConfigError, CheckpointError: the settings or the base model make no sense.
+            Interrupted: asked to stop, or another process of the run went away.
+            OutOfSpaceError: the disk is full.
         """
         began = time.perf_counter()
-        device = choose_compute(self.device, "float32").device
-        train, val = self._read(self.train), self._read(self.val)
-        train, num_leaked = self._check_leaks(train, val)
-        labels = self._choose_labels(train)
-        train_examples = _examples(train, labels)
-        val_examples = _examples(val, labels)
-        log.info(
-            "training on %d articles, %d labels; validating on %d",
-            len(train),
-            len(labels),
-            len(val),
-            extra=fields(train=len(train), val=len(val), labels=list(labels)),
-        )
-        torch.manual_seed(self.settings.seed)
-        head_length = self.settings.max_length if self.head == "flatten" else 0
-        if Path(self.base_model).is_file():
-            model, tokenizer = self._from_scratch(train.texts, len(labels), head_length)
-        else:
-            model, tokenizer = load_base(self.base_model, len(labels), self.head, head_length)
-        trained = fit(model.to(device), tokenizer, train_examples, val_examples, self.settings)
+        check_free(Path(self.output), overwrite=self.overwrite)
+        with join(self.device) as processes:
+            if not processes.is_first:
+                logging.getLogger("batchclf").setLevel(logging.ERROR)
+            splits = self._read_splits()
+            labels = choose_labels(splits.train, self.labels)
+            examples = {name: to_examples(found, labels) for name, found in splits.by_name.items()}
+            log.info(
+                "training on %d articles, %d labels; validating on %d",
+                len(splits.train),
+                len(labels),
+                len(splits.by_name["val"]),
+                extra=fields(
+                    **{name: len(found) for name, found in splits.by_name.items()},
+                    labels=list(labels),
+                ),
+            )
+            model, tokenizer = self._first_model(splits.train.texts, len(labels))
+            fitted = self._fit(
+                model.to(processes.device), tokenizer, examples, processes, interrupt
+            )
+        if not processes.is_first:
+            return {}
+        logits = {"val": fitted.val_logits}
+        if "test" in examples:
+            logits["test"] = self._predict(fitted.model, tokenizer, examples["test"])
+        temperature = fit_temperature(fitted.val_logits, np.array(examples["val"].labels))
+        measures = {
+            name: measure(logits[name], np.array(examples[name].labels), labels, temperature)
+            for name in _SPLIT_NAMES
+            if name in logits
+        }
+        metrics = _metrics(measures, fitted)
+        training = self._describe(splits, time.perf_counter() - began)
+
+        def add_report(directory: Path) -> None:
+            from batchclf.training_report import write_training_report
+
+            first = next(iter(measures))
+            write_training_report(
+                directory / REPORT,
+                title=f"Training of {Path(self.output).name}",
+                history=fitted.history.as_dict(),
+                measures={_SPLIT_NAMES[name]: found for name, found in measures.items()},
+                details={"temperature": temperature, **training},
+                mistakes=_mistakes(logits[first] / temperature, examples[first], labels),
+            )
+
         save(
             self.output,
-            trained.model.to("cpu"),
+            fitted.model.to("cpu"),
             tokenizer,
             labels,
             max_length=self.settings.max_length,
             normalise=self.settings.normalise,
-            temperature=trained.temperature,
-            training={
-                "num_train": len(train),
-                "num_val": len(val),
-                "num_leaked": num_leaked,
-                "leaked_dropped": self.drop_leaked,
-                "labels": dict(Counter(train.labels)),
-                "train_sha256": _digest(train),
-                "val_sha256": _digest(val),
-                "settings": asdict(self.settings),
-                "seconds": round(time.perf_counter() - began, 1),
-            },
-            metrics=trained.metrics,
+            temperature=temperature,
+            training=training,
+            metrics=metrics,
             weights_dtype=getattr(torch, self.weights),
             overwrite=self.overwrite,
+            add_report=add_report,
         )
-        return trained
+        return metrics
 
-    def _read(self, inputs: Sequence[str]) -> Labelled:
+    def _read_splits(self) -> Splits:
+        by_name = {"train": self.train, "val": self.val, "test": self.test}
+        found = {name: self._read(inputs, name) for name, inputs in by_name.items() if inputs}
+        return compare(found, drop_leaked=self.drop_leaked)
+
+    def _read(self, inputs: Sequence[str], name: str) -> Labelled:
         found = read_labelled(
             inputs,
             text_columns=self.text_columns,
@@ -118,35 +177,17 @@ class TrainJob:
             endpoint_url=self.endpoint_url,
         )
         if not len(found):
-            raise InputError(f"{', '.join(inputs)}: no labelled articles there")
+            raise InputError(f"--{name} {', '.join(inputs)}: no labelled articles there")
         if found.num_without_text:
-            log.warning("left out %d rows without text", found.num_without_text)
+            log.warning("--%s: left out %d rows without text", name, found.num_without_text)
         return found
 
-    def _check_leaks(self, train: Labelled, val: Labelled) -> tuple[Labelled, int]:
-        """Training articles that are also validated on make the model look better than it is."""
-        seen = {normalise(text, "lower+collapse") for text in val.texts}
-        leaked = [normalise(text, "lower+collapse") in seen for text in train.texts]
-        num_leaked = sum(leaked)
-        if not num_leaked:
-            return train, 0
-        if not self.drop_leaked:
-            log.warning(
-                "%d training articles also stand in the validation data; --drop-leaked leaves "
-                "them out",
-                num_leaked,
-            )
-            return train, num_leaked
-        log.info("left out %d training articles that stand in the validation data", num_leaked)
-        return train.without(leaked), num_leaked
-
-    def _choose_labels(self, train: Labelled) -> tuple[str, ...]:
-        labels = self.labels or tuple(sorted(set(train.labels)))
-        if len(labels) < _LEAST_LABELS:
-            raise InputError(f"all articles have one label, {labels[0]!r}; nothing to learn")
-        if len(set(labels)) != len(labels):
-            raise ConfigError(f"--labels names a label twice: {', '.join(labels)}")
-        return labels
+    def _first_model(self, texts: Sequence[str], num_labels: int) -> tuple[GPT2Classifier, Any]:
+        torch.manual_seed(self.settings.seed)
+        head_length = self.settings.max_length if self.head == "flatten" else 0
+        if Path(self.base_model).is_file():
+            return self._from_scratch(texts, num_labels, head_length)
+        return load_base(self.base_model, num_labels, self.head, head_length)
 
     def _from_scratch(
         self, texts: Sequence[str], num_labels: int, head_length: int
@@ -171,13 +212,70 @@ class TrainJob:
         model.init_weights()
         return model, tokenizer
 
+    def _fit(
+        self,
+        model: GPT2Classifier,
+        tokenizer: Any,
+        examples: Mapping[str, Examples],
+        processes: Processes,
+        interrupt: threading.Event | None,
+    ) -> Fitted:
+        checkpoints = None
+        if self.checkpoint_dir is not None:
+            checkpoints = TrainingCheckpoints(Path(self.checkpoint_dir), self.checkpoint_steps)
+        with TrainingDisplay(self.style if processes.is_first else "none") as display:
+            around = Surroundings(processes, checkpoints, interrupt, display)
+            return fit(model, tokenizer, examples["train"], examples["val"], self.settings, around)
 
-def _examples(found: Labelled, labels: Sequence[str]) -> Examples:
-    index = {label: number for number, label in enumerate(labels)}
-    for label, place in zip(found.labels, found.places, strict=True):
-        if label not in index:
-            raise InputError(f"{place}: unknown label {label!r}; known are {', '.join(labels)}")
-    return Examples(found.texts, [index[label] for label in found.labels])
+    def _predict(self, model: GPT2Classifier, tokenizer: Any, examples: Examples) -> Logits:
+        settings = self.settings
+        device = str(next(model.parameters()).device)
+        texts = tokenise(tokenizer, examples, settings.normalise, model.config.num_labels)
+        return predict(
+            model,
+            texts.cut(settings.max_length).ids,
+            settings.batch_tokens,
+            choose_compute(device, settings.precision).dtype,
+        ).numpy()
+
+    def _describe(self, splits: Splits, seconds: float) -> dict[str, Any]:
+        return {
+            **{f"num_{name}": len(found) for name, found in splits.by_name.items()},
+            "repeats": dict(splits.repeats),
+            "num_leaked_dropped": splits.num_dropped,
+            "labels": dict(Counter(splits.train.labels)),
+            **{f"{name}_sha256": _digest(found) for name, found in splits.by_name.items()},
+            "settings": asdict(self.settings),
+            "seconds": round(seconds, 1),
+        }
+
+
+def _metrics(measures: Mapping[str, Measures], fitted: Fitted) -> dict[str, Any]:
+    """The few numbers that travel with the model; the report has them all."""
+    metrics: dict[str, Any] = {"best_epoch": fitted.history.best_epoch}
+    for name, found in measures.items():
+        metrics |= {
+            f"num_{name}": found.num_examples,
+            f"{name}_accuracy": found.accuracy,
+            f"{name}_macro_f1": found.macro_f1,
+            f"{name}_loss": found.log_loss,
+            f"{name}_ece": found.ece,
+        }
+    return metrics
+
+
+def _mistakes(logits: Logits, examples: Examples, labels: Sequence[str]) -> list[Mistake]:
+    scores = top_scores(logits)
+    return [
+        Mistake(
+            place=examples.place(row),
+            text=examples.texts[row],
+            label=labels[examples.labels[row]],
+            predicted=labels[int(logits[row].argmax())],
+            score=float(scores[row]),
+        )
+        for row in confident_mistakes(logits, np.array(examples.labels))
+    ]
 
 
 def _digest(found: Labelled) -> str:

@@ -1,11 +1,16 @@
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from batchclf.cli import options
+from batchclf.cli.signals import stop_on_signals
 from batchclf.errors import EXIT_OK
 from batchclf.log import LogFormat, configure
+from batchclf.progress import choose_style
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @click.command()
@@ -14,13 +19,18 @@ from batchclf.log import LogFormat, configure
     "--val", multiple=True, required=True, metavar="INPUT", help="Articles to choose the epoch by."
 )
 @click.option(
+    "--test", multiple=True, metavar="INPUT", help="Articles to measure the trained model with."
+)
+@click.option(
     "--base-model",
     required=True,
     metavar="NAME|DIR|JSON",
     help="GPT-2 to start from; or a config JSON, to start from scratch.",
 )
 @click.option(
-    "--drop-leaked", is_flag=True, help="Leave out training articles that stand in --val too."
+    "--drop-leaked",
+    is_flag=True,
+    help="Leave out training articles that stand in --val or --test too.",
 )
 @click.option("--output", required=True, metavar="DIR", help="Model directory to write.")
 @click.option("--overwrite", is_flag=True, help="Replace a model directory.")
@@ -76,10 +86,25 @@ from batchclf.log import LogFormat, configure
     default=4096,
     show_default=True,
     metavar="N",
-    help="Longest row times rows of one batch.",
+    help="Longest row times rows of one batch, over all processes.",
+)
+@click.option(
+    "--accumulate",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Batches whose gradients make one step.",
 )
 @click.option(
     "--learning-rate", type=float, default=5e-5, show_default=True, metavar="X", help="Its top."
+)
+@click.option(
+    "--schedule",
+    type=click.Choice(["cosine", "linear"]),
+    default="cosine",
+    show_default=True,
+    help="How the learning rate falls after the warm-up, to a twentieth.",
 )
 @click.option(
     "--warmup-share",
@@ -90,7 +115,12 @@ from batchclf.log import LogFormat, configure
     help="Share of all steps in which the learning rate rises.",
 )
 @click.option(
-    "--weight-decay", type=float, default=0.01, show_default=True, metavar="X", help="As in AdamW."
+    "--weight-decay",
+    type=float,
+    default=0.01,
+    show_default=True,
+    metavar="X",
+    help="As in AdamW; not of embeddings, norms and biases.",
 )
 @click.option(
     "--clip-norm",
@@ -107,6 +137,46 @@ from batchclf.log import LogFormat, configure
     show_default=True,
     metavar="X",
     help="Share of the probability that goes to all labels alike.",
+)
+@click.option(
+    "--dropout", type=float, metavar="X", help="In all places. [default: the model's, GPT-2's: 0.1]"
+)
+@click.option(
+    "--class-weights",
+    type=click.Choice(["none", "balanced"]),
+    default="none",
+    show_default=True,
+    help="balanced: all labels count the same, however often they occur.",
+)
+@click.option(
+    "--lm-weight",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Weight of a language-model loss beside that of the labels.",
+)
+@click.option(
+    "--freeze-layers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Keep the embeddings and so many lower layers as they are; 0 freezes nothing.",
+)
+@click.option(
+    "--patience",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after so many epochs without a lower validation loss. [default: never]",
+)
+@click.option(
+    "--average",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Keep a moving average of the weights with this decay, such as 0.999; 0: keep none.",
 )
 @click.option(
     "--crop-share",
@@ -134,16 +204,47 @@ from batchclf.log import LogFormat, configure
 )
 @options.device_option
 @click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="Of the matrix products. auto: bfloat16 where the device is fast at it.",
+)
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Compute layers again for the gradients: less memory, a third more work.",
+)
+@click.option(
+    "--checkpoint-dir",
+    metavar="DIR",
+    help="Keep a training checkpoint there; the same command goes on from it.",
+)
+@click.option(
+    "--checkpoint-steps",
+    type=click.IntRange(min=1),
+    default=1000,
+    show_default=True,
+    metavar="N",
+    help="Write one every N steps, and after each epoch.",
+)
+@click.option(
     "--weights",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
     show_default=True,
     help="How the weights are saved.",
 )
+@options.progress_option
 @options.log_format_option
 @options.endpoint_option
-def train(log_format: LogFormat, labels: str | None, delimiter: str, **wanted: Any) -> int:
+def train(
+    log_format: LogFormat, labels: str | None, delimiter: str, progress: bool, **wanted: Any
+) -> int:
     """Train a classifier on labelled articles and write a model directory.
+
+    Its folder report/ holds metrics, plots and a page. With --checkpoint-dir a run that was stopped
+    goes on. Several processes: torchrun --nproc-per-node N -m batchclf train ...
 
     \b
     batchclf train --train train.csv --val val.csv --base-model gpt2 \\
@@ -155,20 +256,34 @@ def train(log_format: LogFormat, labels: str | None, delimiter: str, **wanted: A
     from batchclf.train import TrainSettings
     from batchclf.train_job import TrainJob
 
+    interrupt = stop_on_signals()
     settings = TrainSettings(
         **{field.name: wanted.pop(field.name) for field in fields(TrainSettings)}
     )
-    names = tuple(label.strip() for label in labels.split(",")) if labels else ()
-    delimiter = options.unescape_delimiter(delimiter)
-    trained = TrainJob(settings=settings, labels=names, delimiter=delimiter, **wanted).run()
-    if log_format == "json":
-        click.echo(json.dumps({"output": wanted["output"], **trained.metrics}))
-    else:
-        metrics = trained.metrics
-        click.echo(
-            f"validation: accuracy {metrics['val_accuracy']:.4f}, macro-F1 "
-            f"{metrics['val_macro_f1']:.4f}, loss {metrics['val_loss']:.4f}, "
-            f"best epoch {metrics['best_epoch']}"
-        )
-        click.echo(f"model   {wanted['output']}")
+    job = TrainJob(
+        settings=settings,
+        labels=tuple(label.strip() for label in labels.split(",")) if labels else (),
+        delimiter=options.unescape_delimiter(delimiter),
+        style=choose_style(progress, log_format),
+        **wanted,
+    )
+    metrics = job.run(interrupt)
+    if metrics:
+        _show(metrics, job.output, log_format)
     return EXIT_OK
+
+
+def _show(metrics: "Mapping[str, Any]", output: str, log_format: LogFormat) -> None:
+    if log_format == "json":
+        click.echo(json.dumps({"output": output, **metrics}))
+        return
+    click.echo(f"best epoch {metrics['best_epoch']}")
+    for name, title in (("val", "validation"), ("test", "test")):
+        if f"num_{name}" in metrics:
+            click.echo(
+                f"{title}: accuracy {metrics[f'{name}_accuracy']:.4f}, macro-F1 "
+                f"{metrics[f'{name}_macro_f1']:.4f}, loss {metrics[f'{name}_loss']:.4f}, "
+                f"calibration error {metrics[f'{name}_ece']:.4f}"
+            )
+    click.echo(f"model   {output}")
+    click.echo(f"report  {output}/report/report.html")

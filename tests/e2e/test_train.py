@@ -1,48 +1,25 @@
 """`batchclf train`: labelled files in, a model directory out that `classify` takes."""
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import RunBatchclf
-from e2e import outputs
+from e2e import labelled, outputs
 from e2e.conftest import QUIET
-from transformers import AutoModelForSequenceClassification
+from e2e.labelled import articles, write
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-WORDS = {"sport": "goal match cup team", "tech": "phone software chip web"}
-CONFIG = {"model_type": "gpt2", "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 32}
+from batchclf.checkpoint import load
 
-
-def write(path: Path, rows: list[tuple[str, str]]) -> Path:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "category"])
-        writer.writerows(rows)
-    return path
-
-
-def articles(count: int, start: int = 0) -> list[tuple[str, str]]:
-    """Two labels that no word is shared by."""
-    rows = []
-    for number in range(start, start + count):
-        label = ("sport", "tech")[number % 2]
-        words = WORDS[label].split()
-        text = " ".join(words[(number + step * (1 + number % 3)) % 4] for step in range(12))
-        rows.append((f"{text} {number}", label))
-    return rows
+Splits = tuple[str | Path, ...]
 
 
 @pytest.fixture
-def splits(tmp_path: Path) -> tuple[str | Path, ...]:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    return (
-        *("--train", write(tmp_path / "train.csv", articles(120))),
-        *("--val", write(tmp_path / "val.csv", articles(40, start=120))),
-        *("--base-model", tmp_path / "config.json", "--vocab-size", "300", "--max-length", "32"),
-        *("--learning-rate", "0.003", "--epochs", "6", "--output", tmp_path / "model"),
-    )
+def splits(tmp_path: Path) -> Splits:
+    return labelled.arguments(tmp_path)
 
 
 def train(run_batchclf: RunBatchclf, *args: str | Path) -> Any:
@@ -50,11 +27,23 @@ def train(run_batchclf: RunBatchclf, *args: str | Path) -> Any:
 
 
 def test_a_model_is_trained_from_scratch_and_labels_files(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
-    trained = train(run_batchclf, *splits, "--log-format", "json")
+    test = write(tmp_path / "test.csv", articles(20, start=160))
+    trained = train(run_batchclf, *splits, "--test", test, "--log-format", "json")
     assert trained.returncode == 0, trained.stderr
-    assert json.loads(trained.stdout)["val_accuracy"] == 1.0
+    metrics = json.loads(trained.stdout)
+    assert (metrics["val_accuracy"], metrics["test_accuracy"]) == (1.0, 1.0)
+    assert {path.name for path in (tmp_path / "model" / "report").iterdir()} == {
+        "metrics.json",
+        "training-curve.png",
+        "confusion-matrix.png",
+        "reliability.png",
+        "report.html",
+    }
+    report = json.loads((tmp_path / "model" / "report" / "metrics.json").read_text())
+    assert report["measures"].keys() == {"test", "validation"}
+    assert len(report["history"]["epochs"]) == 6
     options = ("--model", tmp_path / "model", "--output", tmp_path / "out")
     keep = ("--keep-columns", "category")
     run_batchclf("classify", tmp_path / "val.csv", *options, *keep, env=QUIET)
@@ -62,16 +51,46 @@ def test_a_model_is_trained_from_scratch_and_labels_files(
     assert [row["label"] for row in rows] == [row["category"] for row in rows]
 
 
-def test_transformers_loads_the_trained_model(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+def test_transformers_loads_the_trained_model_and_gives_its_logits(
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
-    assert train(run_batchclf, *splits, "--epochs", "1").returncode == 0
-    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
-    assert model.config.id2label == {0: "sport", 1: "tech"}
+    assert train(run_batchclf, *splits, "--epochs", "2").returncode == 0
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
+    assert theirs.config.id2label == {0: "sport", 1: "tech"}
+    checkpoint = load(tmp_path / "model")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "model")("a goal in the cup")["input_ids"]
+    assert ids == checkpoint.tokenizer.encode("a goal in the cup").ids
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits
+        found = checkpoint.build_model()(torch.tensor([ids]), torch.tensor([len(ids)]))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_an_empty_split_is_refused(
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
+) -> None:
+    write(tmp_path / "val.csv", [])
+    refused = train(run_batchclf, *splits)
+    assert refused.returncode == 65
+    assert "--val" in refused.stderr
+    assert "no labelled articles there" in refused.stderr
+
+
+def test_spaces_around_labels_are_dropped_and_a_label_with_one_row_is_warned_of(
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
+) -> None:
+    rows = [(text, f" {label}  ") for text, label in articles(60)]
+    write(tmp_path / "train.csv", [*rows, ("a song of songs", "music")])
+    write(tmp_path / "val.csv", articles(1, start=120))
+    trained = train(run_batchclf, *splits, "--epochs", "1")
+    assert trained.returncode == 0, trained.stderr
+    assert "warning: only 1 of the training articles have the label 'music'" in trained.stderr
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["id2label"] == {"0": "music", "1": "sport", "2": "tech"}
 
 
 def test_training_goes_on_from_a_model_with_a_new_head(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
     assert train(run_batchclf, *splits, "--epochs", "1").returncode == 0
     more = ("--base-model", tmp_path / "model", "--output", tmp_path / "more")
@@ -82,7 +101,7 @@ def test_training_goes_on_from_a_model_with_a_new_head(
 
 
 def test_an_unknown_label_names_itself_and_its_row(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
     write(tmp_path / "val.csv", [*articles(4), ("a song", "music")])
     refused = train(run_batchclf, *splits)
@@ -92,7 +111,7 @@ def test_an_unknown_label_names_itself_and_its_row(
 
 
 def test_one_label_alone_is_refused(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
     write(tmp_path / "train.csv", [row for row in articles(20) if row[1] == "sport"])
     refused = train(run_batchclf, *splits)
@@ -100,18 +119,18 @@ def test_one_label_alone_is_refused(
 
 
 def test_articles_that_stand_in_both_splits_are_reported_and_dropped_on_demand(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
     write(tmp_path / "val.csv", [*articles(10, start=120), *articles(3)])
     kept = train(run_batchclf, *splits, "--epochs", "1")
-    assert "3 training articles also stand in the validation data" in kept.stderr
+    assert "warning: 3 training articles also stand in the validation data" in kept.stderr
     train(run_batchclf, *splits, "--epochs", "1", "--drop-leaked", "--overwrite")
     note = json.loads((tmp_path / "model" / "batchclf.json").read_text())
     assert note["training"]["num_train"] == 117
 
 
 def test_a_model_directory_is_not_replaced_unasked(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
     assert train(run_batchclf, *splits, "--epochs", "1").returncode == 0
     before = outputs.contents(tmp_path / "model")
@@ -121,7 +140,7 @@ def test_a_model_directory_is_not_replaced_unasked(
 
 
 def test_a_flatten_head_is_trained_and_labels_files(
-    run_batchclf: RunBatchclf, splits: tuple[str | Path, ...], tmp_path: Path
+    run_batchclf: RunBatchclf, splits: Splits, tmp_path: Path
 ) -> None:
     assert train(run_batchclf, *splits, "--head", "flatten").returncode == 0
     options = ("--model", tmp_path / "model", "--output", tmp_path / "out")

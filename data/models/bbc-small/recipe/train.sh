@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 batchclf train --train "$BBC/train.csv" --val "$BBC/val.csv" --drop-leaked \
     --base-model recipe/config.json --vocab-size 8000 --max-length 256 --normalise lower+collapse \
     --epochs 15 --batch-tokens 4096 --learning-rate 0.001 --weight-decay 0.05 \
-    --label-smoothing 0.1 --crop-share 0.8 --noise-share 0.3 --seed 0 \
+    --label-smoothing 0.1 --crop-share 0.8 --noise-share 0.3 --seed 0 --precision float32 \
     --weights float16 --output new
+rm -rf report
 mv new/* .
 rmdir new
