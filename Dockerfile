@@ -45,6 +45,7 @@ ENV PATH=/opt/batchclf/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     BATCHCLF_SERVE_HOST=0.0.0.0 \
+    MPLCONFIGDIR=/tmp/matplotlib \
     TMPDIR=/tmp
 USER 10001
 WORKDIR /home/batchclf

@@ -1,7 +1,8 @@
 # make demo   label the sample archive with the small model that ships
 # make test   everything the tests need, then the tests
 # make lint   format, lint, types, import layers
-# make bench  this machine against the Hugging Face pipeline
+# make bench  this machine against what people would otherwise run
+# make soak   three workers, 20,000 articles, kills and a bad wire, on moto and on ministack
 
 VENV ?= .venv
 export MINISTACK_VENV ?= .venv-ministack
@@ -13,7 +14,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 DEMO_OUTPUT := demo-output
 DEMO_MODEL := data/models/bbc-small
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak clean
 
 demo: $(VENV)/.installed
 	@rm -rf $(DEMO_OUTPUT)
@@ -41,6 +42,12 @@ lint: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/batchclf bench
+
+soak: $(VENV)/.installed-dev $(MINISTACK_VENV)/.installed
+	for server in moto ministack; do \
+		$(VENV)/bin/python tests/soak.py --articles 20000 --shards 200 --workers 3 \
+			--server $$server --json data/bench/soak-$$server.json || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) $(MINISTACK_VENV) $(DEMO_OUTPUT)

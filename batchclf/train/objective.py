@@ -41,15 +41,15 @@ class PaddedBatch:
 def pad(
     texts: Sequence[Ids], model: GPT2Classifier, device: torch.device, grain: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Texts as one batch: ids [B, T] and lengths [B].
+    """Texts as one batch: ids [B, T], and lengths [B] up to the token that inference pools.
 
     T is a multiple of `grain`, or the most that the model reads.
     """
-    lengths = [len(ids) for ids in texts]
+    lengths = [model.config.num_pooled_tokens(ids) for ids in texts]
     num_columns = min(-(-max(lengths) // grain) * grain, model.config.longest)
     padded = torch.zeros(len(texts), num_columns, dtype=torch.int32)
     for row, ids in enumerate(texts):
-        padded[row, : len(ids)] = torch.from_numpy(ids)
+        padded[row, : lengths[row]] = torch.from_numpy(ids[: lengths[row]])
     return padded.to(device), torch.tensor(lengths).to(device)
 
 
