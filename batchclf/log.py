@@ -19,6 +19,8 @@ def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    # It warns of caches and fonts, of which a run on a read-only disk has none.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def report(message: str, *, trace: bool = False) -> None:
