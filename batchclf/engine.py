@@ -160,6 +160,8 @@ class Engine:
         self._model = model.eval()
         self._config = model.config
         self.max_batch_tokens = max_batch_tokens or _batch_tokens(compute, self._config)
+        # Whoever chose a small budget wants little memory.
+        self._least_window_tokens = 0 if max_batch_tokens else _LEAST_WINDOW_TOKENS
         is_cpu = compute.device.type == "cpu"
         self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
         self.num_streams = num_streams or (min(_num_cores(), _MOST_STREAMS) if is_cpu else 1)
@@ -173,7 +175,7 @@ class Engine:
     @property
     def window_tokens(self) -> int:
         """How many tokens are worth sorting together."""
-        return max(WINDOW_BATCHES * self.max_batch_tokens, _LEAST_WINDOW_TOKENS)
+        return max(WINDOW_BATCHES * self.max_batch_tokens, self._least_window_tokens)
 
     def predict(
         self,
