@@ -11,12 +11,12 @@ from datetime import UTC, datetime
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchclf import __version__
 from batchclf.errors import OutputError
+from batchclf.predictions import Predictions, to_record_batch
 from batchclf.schema import output_schema
 from batchclf.shards import Shard
 from batchclf.store import Folder, Scratch
@@ -115,27 +115,6 @@ class Footer:
         )
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """What the model says of N neighbouring rows; rows with an error have label -1 and zeros.
-
-    Attributes:
-        label: int64 [N], index of the best label, -1 where failed.
-        probs: float32 [N, C], calibrated.
-        abstained: bool [N], best probability below --min-score.
-        num_tokens: int32 [N].
-        truncated: bool [N].
-        errors: by index, `code: reason`.
-    """
-
-    label: npt.NDArray[np.int64]
-    probs: npt.NDArray[np.float32]
-    abstained: npt.NDArray[np.bool_]
-    num_tokens: npt.NDArray[np.int32]
-    truncated: npt.NDArray[np.bool_]
-    errors: Mapping[int, str]
-
-
 class ShardWriter:
     """Writes the rows of one shard to scratch, in order."""
 
@@ -162,7 +141,7 @@ class ShardWriter:
 
     def write(self, first_row: int, kept: pa.RecordBatch, predictions: Predictions) -> None:
         """Append neighbouring rows that begin at `first_row` of the source."""
-        batch = self._record_batch(first_row, kept, predictions)
+        batch = to_record_batch(first_row, kept, predictions, self._labels, self._schema)
         failed = predictions.label < 0
         self.counts += Counts(
             num_rows=batch.num_rows,
@@ -182,35 +161,6 @@ class ShardWriter:
         self._pending_bytes += batch.nbytes
         if self._pending_rows >= _ROW_GROUP_ROWS or self._pending_bytes >= _ROW_GROUP_BYTES:
             self._flush()
-
-    def _record_batch(
-        self, first_row: int, kept: pa.RecordBatch, predictions: Predictions
-    ) -> pa.RecordBatch:
-        num_rows = kept.num_rows
-        failed = predictions.label < 0
-        columns = {
-            "row": pa.array(np.arange(first_row, first_row + num_rows, dtype=np.int64)),
-            "label": self._labels.take(
-                pa.array(predictions.label, mask=failed | predictions.abstained)
-            ),
-            "score": pa.array(predictions.probs.max(axis=1), pa.float32(), mask=failed),
-            "n_tokens": pa.array(predictions.num_tokens),
-            "truncated": pa.array(predictions.truncated),
-            "error": pa.array(
-                [predictions.errors.get(index) for index in range(num_rows)]
-                if predictions.errors
-                else pa.nulls(num_rows, pa.string()),
-                pa.string(),
-            ),
-        }
-        if "probs" in self._schema.names:
-            columns["probs"] = pa.StructArray.from_arrays(
-                [pa.array(column) for column in np.ascontiguousarray(predictions.probs.T)],
-                fields=list(self._schema.field("probs").type),
-                mask=pa.array(failed),
-            )
-        ours = [columns[name] for name in self._schema.names[kept.num_columns :]]
-        return pa.record_batch([*kept.columns, *ours], schema=self._schema)
 
     def _flush(self) -> None:
         if self._pending:

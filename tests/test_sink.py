@@ -16,8 +16,9 @@ from hypothesis import given, settings, strategies as st
 
 from batchclf import __version__
 from batchclf.errors import BatchclfError, InputError, OutOfSpaceError, OutputError
+from batchclf.predictions import Predictions
 from batchclf.shards import Shard
-from batchclf.sink import Counts, Footer, Predictions, Receipt, ShardWriter, Sink
+from batchclf.sink import Counts, Footer, Receipt, ShardWriter, Sink
 from batchclf.store import Folder, Scratch, Source, open_folder
 from batchclf.store.local import LocalFolder
 
