@@ -3,33 +3,25 @@
 import hashlib
 import json
 import logging
-import platform
 import threading
 import time
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from batchclf import __version__
-from batchclf.checkpoint import fingerprint, load
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings, Share
-from batchclf.engine import Engine, choose_compute
 from batchclf.errors import BatchclfError
+from batchclf.labelling import Labelling, peak_rss_mib
 from batchclf.log import fields
-from batchclf.notes import NOTE_FORMAT, RUNS, SUCCESS_NAME, read_note
+from batchclf.notes import SUCCESS_NAME, read_note
 from batchclf.planning import Plan, make_plan
 from batchclf.progress import Progress
 from batchclf.shards import Shard, check_same_cut, take_share
-from batchclf.sink import Counts, Sink
-from batchclf.store import Folder, check_separate, open_folder
-from batchclf.text import TextEncoder
-from batchclf.worker import Outcome, Tools, run_shards
+from batchclf.sink import Counts
+from batchclf.store import check_separate
+from batchclf.worker import Outcome, run_shards
 
 log = logging.getLogger(__name__)
 
@@ -104,42 +96,29 @@ class ClassifyJob:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         check_separate(settings.inputs, settings.output)
-        self.compute = choose_compute(settings.model.device, settings.model.dtype)
-        self.checkpoint = load(settings.model.model, max_length=settings.model.max_length)
-        self.folder: Folder = open_folder(settings.output, settings.endpoint_url)
+        self.labelling = Labelling(
+            settings.model,
+            settings.read,
+            settings.predict,
+            settings.cut,
+            settings.output,
+            settings.endpoint_url,
+        )
+        self.compute = self.labelling.compute
+        self.checkpoint = self.labelling.checkpoint
+        self.folder = self.labelling.folder
+        self.sink = self.labelling.sink
         self.plan: Plan = make_plan(
             settings.inputs, settings.read, settings.cut, settings.endpoint_url
-        )
-        self.sink = Sink(
-            self.folder,
-            fingerprint(self.checkpoint, self._result_settings()),
-            self.checkpoint.labels,
-            probs=settings.predict.probs,
         )
         self.mine = take_share(self.plan.shards, settings.share)
         self.existing = frozenset(self.folder.sizes(self.sink.prefix))
         check_same_cut(self.plan.shards, list(self.existing))
 
-    def _result_settings(self) -> dict[str, Any]:
-        """The settings that change what stands in the output, and so belong to the fingerprint."""
-        settings = self.settings
-        return {
-            "backend": settings.model.backend,
-            "dtype": self.compute.dtype_name,
-            "max_length": self.checkpoint.max_length,
-            "text_columns": settings.read.text_columns,
-            "id_column": settings.read.id_column,
-            "keep": settings.read.keep,
-            "delimiter": settings.read.delimiter,
-            "min_score": settings.predict.min_score,
-            "probs": settings.predict.probs,
-            "limit": settings.cut.limit,
-        }
-
     @property
     def output(self) -> str:
         """Where the labelled files are."""
-        return f"{self.folder.uri}/{self.sink.prefix.rstrip('/')}"
+        return self.labelling.output
 
     def is_done(self, shard: Shard) -> bool:
         """Whether an object of the shard's name was there when the job was planned."""
@@ -172,7 +151,7 @@ class ClassifyJob:
             summary.complete = self._mark_success(summary)
         finally:
             summary.seconds = time.perf_counter() - began
-            summary.peak_rss_mib = _peak_rss_mib()
+            summary.peak_rss_mib = peak_rss_mib()
             self._record_run(summary)
         return summary
 
@@ -181,24 +160,13 @@ class ClassifyJob:
     ) -> Iterator[Outcome]:
         if not self.mine:
             return
-        model = self.checkpoint.build_model(self.compute.dtype, self.compute.device)
-        tools = Tools(
-            read=self.settings.read,
-            encoder=TextEncoder(
-                self.checkpoint.tokenizer, self.checkpoint.max_length, self.checkpoint.normalise
-            ),
-            engine=Engine(model, self.compute, self.settings.model.max_batch_tokens),
-            temperature=self.checkpoint.temperature,
-            predict=self.settings.predict,
-            sink=self.sink,
-            endpoint_url=self.settings.endpoint_url,
-        )
         num_rows = sum(shard.num_rows for shard in self.mine)
+        tools = self.labelling.tools(num_rows)
         device, dtype = str(self.compute.device), self.compute.dtype_name
         log.info(
-            "labelling %s rows in %d shards on %s in %s",
+            "labelling %s rows in %s on %s in %s",
             f"{num_rows:,}",
-            len(self.mine),
+            "1 shard" if len(self.mine) == 1 else f"{len(self.mine):,} shards",
             device,
             dtype,
             extra=fields(
@@ -246,7 +214,8 @@ class ClassifyJob:
             return False
         if name not in there:
             note = {
-                **self._identity(),
+                **self.labelling.identity(),
+                "plan": self._plan_id,
                 "num_shards": len(names),
                 "num_rows": sum(shard.num_rows for shard in self.plan.shards),
                 "shards": names,
@@ -257,50 +226,10 @@ class ClassifyJob:
     def _record_run(self, summary: Summary) -> None:
         if not self.mine:
             return
-        note = {
-            **self._identity(),
-            "settings": _plain(asdict(self.settings)),
-            "model": {"path": str(self.checkpoint.path), "labels": self.checkpoint.labels},
-            "device": str(self.compute.device),
-            "dtype": self.compute.dtype_name,
-            **summary.as_dict(),
-            "versions": {
-                "batchclf": __version__,
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "tokenizers", "pyarrow")},
-            },
-        }
-        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-        name = f"{self.sink.prefix}{RUNS}{run_id}.json"
-        self.folder.put(name, json.dumps(note, indent=1).encode())
-
-    def _identity(self) -> dict[str, Any]:
-        return {
-            "format": NOTE_FORMAT,
-            "fingerprint": self.sink.fingerprint,
-            "plan": self._plan_id,
-            "read": _plain(asdict(self.settings.read)),
-            "cut": asdict(self.settings.cut),
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        what = {"plan": self._plan_id, **summary.as_dict()}
+        self.labelling.record_run(asdict(self.settings), what)
 
     @cached_property
     def _plan_id(self) -> str:
         names = "\n".join(sorted(shard.name for shard in self.plan.shards))
         return hashlib.sha256(names.encode()).hexdigest()
-
-
-def _peak_rss_mib() -> int:
-    """Of this process alone; getrusage would also tell of the one that it was forked from."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # not Linux
-        return 0
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
-
-
-def _plain(value: Any) -> Any:
-    """Settings as JSON takes them, without what may be secret in a URL."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items() if key != "endpoint_url"}
-    return value

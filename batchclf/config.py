@@ -9,16 +9,24 @@ from batchclf.errors import ConfigError, InputError
 Keep = Literal["id", "all", "none"] | tuple[str, ...]
 DEFAULT_ID_COLUMN = "id"
 DEFAULT_ROWS_PER_SHARD = 100_000
+DEFAULT_MAX_SOURCE_BYTES = 5 << 30  # of a source that a message names
 
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """Which columns of an input are text, and which travel to the output."""
+    """Which columns of an input are text, which travel to the output, and how large it may be.
+
+    Attributes:
+        max_source_bytes: of an object as it is stored, of a compressed text when it is expanded,
+            and of the rows of one shard of Parquet; for sources that strangers name. None: as
+            large as it is.
+    """
 
     text_columns: tuple[str, ...] = ("text",)
     id_column: str | None = None  # None: the column `id`, where the input has one
     keep: Keep = "id"
     delimiter: str = ","
+    max_source_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if not self.text_columns:
@@ -54,6 +62,14 @@ class ReadSettings:
             self._check((self.id_column,), available, uri, "id column", "--id-column")
         self._check(wanted, available, uri, "column", "--keep-columns")
         return wanted
+
+    def check_size(self, size_bytes: int, uri: str) -> None:
+        """Raise InputError when a source has, or expands to, more bytes than it may."""
+        if self.max_source_bytes is not None and size_bytes > self.max_source_bytes:
+            raise InputError(
+                f"{uri}: has or expands to more than {self.max_source_bytes:,} bytes, which is "
+                "the most that a message may point to; raise --max-source-bytes if it is wanted"
+            )
 
     def check_text_columns(self, available: Sequence[str], uri: str) -> None:
         """Raise InputError when a text column is missing from an input or stands there twice."""
@@ -184,10 +200,16 @@ def _delimiter_advice(available: Sequence[str]) -> str | None:
     return None
 
 
+def _printable(name: str, most: int = 100) -> str:
+    """A name from a file, which may be anything, for a line of the log."""
+    short = name if len(name) <= most else f"{name[:most]}..."
+    return short if short.isprintable() else ascii(short)[1:-1]
+
+
 def describe_names(names: Sequence[str], most: int = 20) -> str:
     """`the columns a, b, c`, cut after `most` names."""
     if not names:
         return "no columns"
-    shown = ", ".join(names[:most])
+    shown = ", ".join(_printable(name) for name in names[:most])
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"the columns {shown}{rest}"

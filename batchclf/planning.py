@@ -49,9 +49,23 @@ def make_plan(
     return Plan(tuple(sources), tuple(plan_shards(readable, cut)), unreadable)
 
 
+def cut_source(
+    source: Source, read: ReadSettings, cut: CutSettings, endpoint_url: str | None = None
+) -> list[Shard]:
+    """The shards of one source, as in the plan of a job that has it among its inputs.
+
+    Raises:
+        InputError: it cannot be read.
+        StoreError: the store kept failing.
+    """
+    contents = _contents(source, read, cut.rows_per_shard, endpoint_url)
+    return plan_shards([(source, contents)], cut)
+
+
 def _contents(
     source: Source, read: ReadSettings, rows_per_shard: int, endpoint_url: str | None
 ) -> Contents:
+    read.check_size(source.size_bytes, str(source))
     # The footer of a Parquet file tells its rows; text has to be read to its end.
     is_parquet = source_suffix(source.uri) == ".parquet"
     file = (open_source_tail if is_parquet else open_source)(source, endpoint_url)

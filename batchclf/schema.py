@@ -27,7 +27,7 @@ def output_schema(kept: pa.Schema, labels: Sequence[str], *, probs: bool) -> pa.
     return pa.schema([*kept, *prediction_fields(labels, probs=probs)])
 
 
-def output_name(name: str, taken: Sequence[str]) -> str:
+def output_name(name: str, taken: Sequence[str], ours: Sequence[str] = PREDICTION_COLUMNS) -> str:
     """The name of a kept input column in the output: its own, unless it is one of ours.
 
     Compared without case, since Athena and Spark do not tell `Label` from `label`.
@@ -35,8 +35,9 @@ def output_name(name: str, taken: Sequence[str]) -> str:
     Args:
         name: the column's name in the input.
         taken: the names of all columns kept from this input.
+        ours: the names that batchclf gives.
     """
-    if name.lower() not in PREDICTION_COLUMNS:
+    if name.lower() not in ours:
         return name
     lowered = {other.lower() for other in taken}
     renamed = RENAME_PREFIX + name

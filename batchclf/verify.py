@@ -7,14 +7,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import DamagedError, OutputError
+from batchclf.messages import ARTICLES, MESSAGE_ID
 from batchclf.notes import RUNS, SUCCESS_NAME, read_note
 from batchclf.planning import make_plan
 from batchclf.schema import prediction_fields
+from batchclf.shards import Shard
 from batchclf.sink import Counts, Footer, check_seal
 from batchclf.store import Folder, hidden, open_folder
 
@@ -29,6 +32,7 @@ class Verdict:
     Attributes:
         num_shards: outputs that are whole.
         counts: rows in them.
+        num_repeats: of these rows, those of a message that an earlier row is of as well.
         problems: one sentence each; none means complete and whole.
         notes: what is no problem, but worth knowing.
     """
@@ -36,6 +40,7 @@ class Verdict:
     output: str
     num_shards: int = 0
     counts: Counts = field(default_factory=Counts)
+    num_repeats: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -62,11 +67,13 @@ def verify(output: str, inputs: Sequence[str] = (), endpoint_url: str | None = N
     with ThreadPoolExecutor(_THREADS) as pool:
         checked = pool.map(lambda name: _check(folder, name), names)
         footers: dict[str, Footer] = {}
+        messages: list[npt.NDArray[np.int64]] = []
         for name, found in zip(names, checked, strict=True):
-            if isinstance(found, Footer):
-                footers[name] = found
+            if isinstance(found, _Whole):
+                footers[name] = found.footer
+                messages += found.messages
                 verdict.num_shards += 1
-                verdict.counts += found.counts
+                verdict.counts += found.footer.counts
             else:
                 verdict.problems.append(str(found))
     expected_fingerprint = folder.uri.rsplit(_FOLDER, 1)[-1]
@@ -74,7 +81,8 @@ def verify(output: str, inputs: Sequence[str] = (), endpoint_url: str | None = N
         if footer.fingerprint != expected_fingerprint:
             verdict.problems.append(f"{name}: was written under fingerprint {footer.fingerprint}")
     _check_overlaps(footers, verdict)
-    _check_plan(folder, names, inputs, endpoint_url, verdict)
+    _count_repeats(messages, verdict)
+    _check_plan(folder, names, footers, inputs, endpoint_url, verdict)
     return verdict
 
 
@@ -93,7 +101,19 @@ def _enter_fingerprint(folder: Folder, endpoint_url: str | None) -> Folder:
     return open_folder(f"{folder.uri}/{found[0]}", endpoint_url)
 
 
-def _check(folder: Folder, name: str) -> Footer | OutputError:
+@dataclass(frozen=True)
+class _Whole:
+    """An output that is whole.
+
+    Attributes:
+        messages: where its rows are articles from a queue, a hash of each one's message id.
+    """
+
+    footer: Footer
+    messages: list[npt.NDArray[np.int64]]
+
+
+def _check(folder: Folder, name: str) -> _Whole | OutputError:
     """Read one output whole; its bytes must be those that were written, and what it says true."""
     try:
         file = folder.open(name, whole=True)
@@ -107,6 +127,7 @@ def _check(folder: Folder, name: str) -> Footer | OutputError:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             _check_columns(parquet.schema_arrow, name)
             counts = Counts()
+            messages = []
             for batch in parquet.iter_batches():
                 first = footer.start + counts.num_rows
                 if not np.array_equal(
@@ -114,6 +135,9 @@ def _check(folder: Folder, name: str) -> Footer | OutputError:
                 ):
                     return OutputError(f"{name}: its rows are not {footer.start} to {footer.stop}")
                 counts += _count(batch)
+                if _is_of_articles(footer):
+                    ids = batch.column(MESSAGE_ID).to_pylist()
+                    messages.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
             check_seal(file, name)
         except OutputError as error:
             return error
@@ -121,7 +145,23 @@ def _check(folder: Folder, name: str) -> Footer | OutputError:
             return OutputError(f"{name}: torn: {error}")
     if counts != footer.counts:
         return OutputError(f"{name}: holds {counts}, but its footer says {footer.counts}")
-    return footer
+    return _Whole(footer, messages)
+
+
+def _is_of_articles(footer: Footer) -> bool:
+    """Whether its rows came from a queue one by one, and not from a file."""
+    return footer.source.startswith(ARTICLES)
+
+
+def _count_repeats(messages: list[npt.NDArray[np.int64]], verdict: Verdict) -> None:
+    """A queue may deliver a message again, and its rows are then equal but for receive_count."""
+    every = np.concatenate(messages) if messages else np.array([], np.int64)
+    verdict.num_repeats = len(every) - len(np.unique(every))
+    if verdict.num_repeats:
+        verdict.notes.append(
+            f"{verdict.num_repeats:,} rows are of messages that were delivered again; "
+            f"keep the first row of each {MESSAGE_ID}"
+        )
 
 
 def _check_columns(schema: pa.Schema, name: str) -> None:
@@ -150,7 +190,8 @@ def _check_overlaps(footers: Mapping[str, Footer], verdict: Verdict) -> None:
     versions: dict[str, set[str]] = {}
     for footer in footers.values():
         by_source.setdefault((footer.source, footer.source_version), []).append(footer)
-        versions.setdefault(footer.source, set()).add(footer.source_version)
+        if not _is_of_articles(footer):  # one set of them is no version of another
+            versions.setdefault(footer.source, set()).add(footer.source_version)
     for (source, _), found in by_source.items():
         found.sort(key=lambda footer: (footer.start, footer.stop))
         for before, after in pairwise(found):
@@ -168,11 +209,17 @@ def _check_overlaps(footers: Mapping[str, Footer], verdict: Verdict) -> None:
 def _check_plan(
     folder: Folder,
     names: Sequence[str],
+    footers: Mapping[str, Footer],
     inputs: Sequence[str],
     endpoint_url: str | None,
     verdict: Verdict,
 ) -> None:
     """Every planned shard must be there. What else is there is told."""
+    of_articles = {name for name, footer in footers.items() if _is_of_articles(footer)}
+    if of_articles:
+        verdict.notes.append(
+            f"{len(of_articles):,} outputs are of articles from a queue, which no plan counts"
+        )
     success = read_note(folder, SUCCESS_NAME)
     if inputs:
         note = success or _latest_run(folder)
@@ -181,23 +228,58 @@ def _check_plan(
             return
         plan = make_plan(inputs, *_plan_settings(note), endpoint_url)
         verdict.problems.extend(f"unreadable input: {error}" for error in plan.unreadable)
-        planned = {shard.name: str(shard) for shard in plan.shards}
+        verdict.problems.extend(f"missing: {shard}" for shard in _missing(plan.shards, footers))
+        planned_sources = {(shard.source.uri, shard.source.version) for shard in plan.shards}
+        extra = sum(
+            (footer.source, footer.source_version) not in planned_sources
+            for name, footer in footers.items()
+            if name not in of_articles
+        )
+        if extra:
+            verdict.notes.append(f"{extra} outputs are of other inputs than the plan's")
         if success is None:
             verdict.notes.append(f"no {SUCCESS_NAME}: no run has seen every shard done")
     elif success is not None:
-        planned = {name: name for name in success["shards"]}
+        planned = set(success["shards"])
+        verdict.problems.extend(f"missing: {name}" for name in sorted(planned - set(names)))
+        extra = len(set(names) - planned - of_articles)
+        if extra:
+            verdict.notes.append(f"{extra} outputs are of other inputs than the plan's")
+    elif of_articles and of_articles == footers.keys():
+        return
     else:
         verdict.problems.append(
             f"no {SUCCESS_NAME}: the job is not complete; run it again, or name its inputs to see "
             "what is missing"
         )
         return
-    there = set(names)
-    missing = [shown for name, shown in planned.items() if name not in there]
-    verdict.problems.extend(f"missing: {shown}" for shown in missing)
-    extra = len(there - planned.keys())
-    if extra:
-        verdict.notes.append(f"{extra} outputs are of other inputs than the plan's")
+
+
+def _missing(planned: Sequence[Shard], footers: Mapping[str, Footer]) -> list[Shard]:
+    """Planned shards with rows that no output holds, however the outputs were cut."""
+    there: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for footer in footers.values():
+        rows = (footer.start, footer.stop)
+        there.setdefault((footer.source, footer.source_version), []).append(rows)
+    for ranges in there.values():
+        ranges.sort()
+    return [
+        shard
+        for shard in planned
+        if not _covers(there.get((shard.source.uri, shard.source.version), []), shard)
+    ]
+
+
+def _covers(ranges: Sequence[tuple[int, int]], shard: Shard) -> bool:
+    """Whether ranges, sorted by their start, hold every row of a shard; an empty one wants one."""
+    next_row = shard.start
+    touches = False
+    for start, stop in ranges:
+        if start > next_row:
+            break
+        touches |= start <= shard.start <= stop
+        next_row = max(next_row, stop)
+    return touches and next_row >= shard.stop
 
 
 def _latest_run(folder: Folder) -> dict[str, Any] | None:

@@ -8,23 +8,24 @@ Whoever calls deletes the message, or counts the shard as done, only after its o
 
 Shape suffixes: N rows of a record batch, R those of them that could be read, C classes.
 """
-# ruff: noqa: N803, N806 - names of arrays end in their shape, in capitals
+# ruff: noqa: N806 - names of arrays end in their shape, in capitals
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from batchclf.config import PredictSettings, ReadSettings
 from batchclf.engine import Engine
 from batchclf.errors import ErrorRateError, InputError, OutputError
+from batchclf.predictions import Predictions, restore, softmax
 from batchclf.shards import Shard
-from batchclf.sink import Predictions, Receipt, ShardWriter, Sink
+from batchclf.sink import Receipt, ShardWriter, Sink
 from batchclf.source import Reader, RowBatch, open_reader
 from batchclf.stages import Flow
 from batchclf.store import Source, check_unchanged, open_source
@@ -47,12 +48,39 @@ class Tools:
 
 
 @dataclass(frozen=True)
+class Arrived:
+    """A shard whose rows are here already, such as articles from a queue.
+
+    Attributes:
+        rows: read once.
+    """
+
+    shard: Shard
+    kept_schema: pa.Schema
+    rows: Iterable[RowBatch]
+
+
+class Pause(Enum):
+    """Nothing more is ready at the moment: what came before is labelled without waiting for more.
+
+    An endless source gives one now and then also while nothing comes, so that the flow can stop.
+    """
+
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What became of a shard: it has a receipt, or an error says why not."""
+    """What became of a shard: it has a receipt, or an error says why not.
+
+    Attributes:
+        failed_rows: positions of the rows with an error.
+    """
 
     shard: Shard
     receipt: Receipt | None = None
     error: InputError | OutputError | None = None
+    failed_rows: tuple[int, ...] = ()
 
     @property
     def is_new(self) -> bool:
@@ -98,11 +126,11 @@ class _Predicted:
     predictions: Predictions
 
 
-_Marker = _Opened | _Closed
+_Marker = _Opened | _Closed | Pause
 
 
 def run_shards(
-    shards: Iterable[Shard],
+    shards: Iterable[Shard | Arrived | Pause],
     tools: Tools,
     interrupt: threading.Event,
     on_batch: Callable[[int, int], None],
@@ -123,7 +151,7 @@ def run_shards(
         StoreError, ConfigError: the store fails for all shards alike.
     """
     with Flow(interrupt) as flow:
-        fetched = flow.stage("fetch", _fetch(shards, tools), depth=1)
+        fetched = flow.stage("fetch", _fetch(shards, tools, flow.check), depth=1)
         rows = flow.stage("read", _read(fetched, tools), depth=4)
         encoded = flow.stage("tokenise", _tokenise(rows, tools), depth=8)
         predicted = flow.stage("predict", _predict(encoded, tools, flow.check, on_batch), depth=16)
@@ -131,15 +159,26 @@ def run_shards(
         on_end(flow.busy_shares("write"))
 
 
-def _fetch(shards: Iterable[Shard], tools: Tools) -> Iterator[_Fetched | _Closed]:
+def _fetch(
+    shards: Iterable[Shard | Arrived | Pause], tools: Tools, check: Callable[[], None]
+) -> Iterator[_Fetched | _Closed | Arrived | Pause]:
     """Bring each source here once for all its neighbouring shards, ahead of its reader."""
     here: Source | None = None
+    is_paused = True
     for shard in shards:
+        check()
+        if isinstance(shard, Pause) and is_paused:
+            continue
+        is_paused = isinstance(shard, Pause)
+        if not isinstance(shard, Shard):
+            yield shard
+            continue
         try:
             receipt = tools.sink.committed(shard)
             if receipt:
                 yield _Closed(Outcome(shard, receipt))
                 continue
+            tools.read.check_size(shard.source.size_bytes, str(shard.source))
             file = None if shard.source == here else open_source(shard.source, tools.endpoint_url)
         except (InputError, OutputError) as error:
             yield _Closed(Outcome(shard, error=error))
@@ -149,12 +188,17 @@ def _fetch(shards: Iterable[Shard], tools: Tools) -> Iterator[_Fetched | _Closed
 
 
 def _read(
-    fetched: Iterable[_Fetched | _Closed], tools: Tools
-) -> Iterator[RowBatch | _Opened | _Closed]:
+    fetched: Iterable[_Fetched | _Closed | Arrived | Pause], tools: Tools
+) -> Iterator[RowBatch | _Marker]:
     reader: Reader | InputError | None = None
     with ExitStack() as open_files:
         for item in fetched:
-            if isinstance(item, _Closed):
+            if isinstance(item, Arrived):
+                yield _Opened(item.shard, item.kept_schema)
+                yield from item.rows
+                yield _Closed(Outcome(item.shard))
+                continue
+            if not isinstance(item, _Fetched):
                 yield item
                 continue
             shard = item.shard
@@ -199,10 +243,15 @@ def _tokenise(items: Iterable[RowBatch | _Marker], tools: Tools) -> Iterator[_En
 def _windows(
     items: Iterable[_Encoded | _Marker], most_tokens: int
 ) -> Iterator[list[_Encoded | _Marker]]:
-    """Gather what will be sorted together. Windows do not end with shards."""
+    """Gather what will be sorted together. Windows end at a pause, but not with shards."""
     window: list[_Encoded | _Marker] = []
     num_tokens = num_bytes = 0
     for item in items:
+        if isinstance(item, Pause):
+            if window:
+                yield window
+            window, num_tokens, num_bytes = [], 0, 0
+            continue
         window.append(item)
         if isinstance(item, _Encoded):
             num_tokens += len(item.encoded.ids)
@@ -230,66 +279,40 @@ def _predict(
         lengths = np.concatenate([e.num_tokens for e in encoded] or [np.array([], np.int32)])
         offsets = np.concatenate(([0], np.cumsum(lengths[lengths > 0], dtype=np.int64)))
         logits = tools.engine.predict(ids, offsets, after_batch)
-        probs_RC = _softmax(logits.logits_NC / tools.temperature)
+        probs_RC = softmax(logits.logits_NC / tools.temperature)
         first = 0
         for item in window:
             if not isinstance(item, _Encoded):
                 yield item
                 continue
             last = first + int((item.encoded.num_tokens > 0).sum())
-            predictions = _restore(
-                item, probs_RC[first:last], logits.failed_N[first:last], tools.predict
+            predictions = restore(
+                probs_RC[first:last],
+                logits.failed_N[first:last],
+                num_tokens=item.encoded.num_tokens,
+                truncated=item.encoded.truncated,
+                errors=item.errors,
+                min_score=tools.predict.min_score,
             )
             yield _Predicted(item.rows, predictions)
             first = last
 
 
-def _softmax(logits_NC: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shifted = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True, initial=-np.inf)
-    exponentials = np.exp(shifted)
-    probs_NC: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probs_NC.astype(np.float32)
-
-
-def _restore(
-    item: _Encoded,
-    probs_RC: npt.NDArray[np.float32],
-    failed_R: npt.NDArray[np.bool_],
-    settings: PredictSettings,
-) -> Predictions:
-    """Predictions of the readable rows R back among all rows N of their record batch."""
-    num_rows = item.rows.num_rows
-    readable = np.flatnonzero(item.encoded.num_tokens)
-    errors = dict(item.errors)
-    for row in readable[failed_R].tolist():
-        errors[row] = "out_of_memory: does not fit into the device's memory"
-    fine = readable[~failed_R]
-    label = np.full(num_rows, -1, dtype=np.int64)
-    probs_NC = np.zeros((num_rows, probs_RC.shape[1]), dtype=np.float32)
-    label[fine] = probs_RC[~failed_R].argmax(axis=1)
-    probs_NC[fine] = probs_RC[~failed_R]
-    return Predictions(
-        label,
-        probs_NC,
-        abstained=(label >= 0) & (probs_NC.max(axis=1) < settings.min_score),
-        num_tokens=item.encoded.num_tokens,
-        truncated=item.encoded.truncated,
-        errors=errors,
-    )
-
-
 def _write(items: Iterable[_Predicted | _Marker], tools: Tools) -> Iterator[Outcome]:
     with ExitStack() as open_writer:
         writer: ShardWriter | None = None
+        failed_rows: list[int] = []
         for item in items:
             match item:
                 case _Opened(shard, kept_schema):
                     writer = open_writer.enter_context(tools.sink.writer(shard, kept_schema))
+                    failed_rows = []
                 case _Predicted(rows, predictions) if writer is not None:
                     writer.write(rows.first_row, rows.kept, predictions)
+                    failed_rows += [rows.first_row + row for row in sorted(predictions.errors)]
                 case _Closed(outcome):
                     if writer is not None and outcome.error is None:
-                        outcome = _commit(writer, tools)
+                        outcome = replace(_commit(writer, tools), failed_rows=tuple(failed_rows))
                     writer = None
                     open_writer.close()
                     yield outcome

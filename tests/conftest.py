@@ -15,7 +15,7 @@ import pytest
 import servers
 from fault_proxy import FaultProxy
 from hypothesis import HealthCheck, settings
-from servers import Endpoint
+from servers import Endpoint, Queue
 
 # A busy machine is no reason to fail: what is tested is what comes out, not how fast.
 settings.register_profile(
@@ -94,6 +94,18 @@ def s3_server(request: pytest.FixtureRequest) -> Endpoint:
 def bucket(s3_server: Endpoint) -> Iterator[str]:
     with servers.fresh_bucket(s3_server) as name:
         yield name
+
+
+@pytest.fixture
+def queue(s3_server: Endpoint) -> Iterator[Queue]:
+    with servers.fresh_queue(s3_server) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def fifo_queue(s3_server: Endpoint) -> Iterator[Queue]:
+    with servers.fresh_queue(s3_server, fifo=True) as fresh:
+        yield fresh
 
 
 @pytest.fixture

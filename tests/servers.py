@@ -6,6 +6,7 @@ the Python process that started it, however that one ends.
 """
 
 import http.client
+import json
 import os
 import secrets
 import socket
@@ -37,6 +38,8 @@ START_DEADLINE_S = 60.0
 START_ATTEMPTS = 3  # another process may take the free port before the server binds it
 POLL_S = 0.05
 LOG_TAIL_CHARS = 4000
+SQS_BATCH = 10  # messages in one call
+FIFO_SUFFIX = ".fifo"
 
 # Prefixes of variables that would change what a program under test does.
 AMBIENT_PREFIXES = ("AWS_", "BATCHCLF_", "SLURM_")
@@ -175,6 +178,97 @@ def fresh_bucket(endpoint: Endpoint) -> Iterator[str]:
             if keys:
                 s3.delete_objects(Bucket=name, Delete={"Objects": [{"Key": key} for key in keys]})
         s3.delete_bucket(Bucket=name)
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """How many messages a queue holds, as it says itself."""
+
+    num_visible: int
+    num_in_flight: int
+    num_delayed: int
+
+    @property
+    def total(self) -> int:
+        return self.num_visible + self.num_in_flight + self.num_delayed
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue and its dead-letter queue, for a test's own calls."""
+
+    endpoint: Endpoint
+    url: str
+    dead_url: str
+
+    @property
+    def arn(self) -> str:
+        return _queue_arn(self.endpoint, self.url)
+
+    @property
+    def is_fifo(self) -> bool:
+        return self.url.endswith(FIFO_SUFFIX)
+
+    def send(self, *bodies: str) -> list[str]:
+        """Send messages in batches; returns their ids. In a FIFO queue all are of one group."""
+        ids: list[str] = []
+        for first in range(0, len(bodies), SQS_BATCH):
+            entries: list[Any] = [
+                {"Id": str(number), "MessageBody": body}
+                for number, body in enumerate(bodies[first : first + SQS_BATCH])
+            ]
+            if self.is_fifo:
+                for entry in entries:
+                    entry["MessageGroupId"] = "test"
+                    entry["MessageDeduplicationId"] = secrets.token_hex(16)
+            reply = self.endpoint.sqs.send_message_batch(QueueUrl=self.url, Entries=entries)
+            sent = {entry["Id"]: entry["MessageId"] for entry in reply["Successful"]}
+            ids += [sent[entry["Id"]] for entry in entries]
+        return ids
+
+    def backlog(self) -> Backlog:
+        reply = self.endpoint.sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
+        prefix = "ApproximateNumberOfMessages"
+        numbers = (reply["Attributes"][prefix + what] for what in ("", "NotVisible", "Delayed"))
+        return Backlog(*map(int, numbers))
+
+    def dead_letters(self) -> list[str]:
+        """Take all messages out of the dead-letter queue; returns their bodies, sorted."""
+        sqs, bodies = self.endpoint.sqs, []
+        while found := sqs.receive_message(QueueUrl=self.dead_url, MaxNumberOfMessages=SQS_BATCH):
+            if not found.get("Messages"):
+                break
+            for message in found["Messages"]:
+                bodies.append(message["Body"])
+                sqs.delete_message(QueueUrl=self.dead_url, ReceiptHandle=message["ReceiptHandle"])
+        return sorted(bodies)
+
+
+@contextmanager
+def fresh_queue(
+    endpoint: Endpoint, *, fifo: bool = False, max_receive_count: int = 3
+) -> Iterator[Queue]:
+    """Create a queue with a dead-letter queue, of random names; delete both afterwards."""
+    name, sqs = f"test-{secrets.token_hex(8)}", endpoint.sqs
+    suffix, attributes = (FIFO_SUFFIX, {"FifoQueue": "true"}) if fifo else ("", {})
+    dead_url = sqs.create_queue(QueueName=f"{name}-dead{suffix}", Attributes=attributes)["QueueUrl"]
+    redrive = {
+        "deadLetterTargetArn": _queue_arn(endpoint, dead_url),
+        "maxReceiveCount": max_receive_count,
+    }
+    url = sqs.create_queue(
+        QueueName=name + suffix, Attributes={**attributes, "RedrivePolicy": json.dumps(redrive)}
+    )["QueueUrl"]
+    try:
+        yield Queue(endpoint, url, dead_url)
+    finally:
+        sqs.delete_queue(QueueUrl=url)
+        sqs.delete_queue(QueueUrl=dead_url)
+
+
+def _queue_arn(endpoint: Endpoint, url: str) -> str:
+    reply = endpoint.sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])
+    return reply["Attributes"]["QueueArn"]
 
 
 @dataclass(frozen=True)

@@ -184,3 +184,9 @@ def test_a_list_of_names_says_how_many_it_leaves_out(count: int, most: int) -> N
     shown, _, rest = described.removeprefix("the columns ").partition(" and ")
     assert len(shown.split(", ")) == min(count, most)
     assert rest == (f"{count - most} more" if count > most else "")
+
+
+def test_names_that_could_spoil_a_log_line_are_escaped_and_cut() -> None:
+    assert describe_names(["ü", "a\x1b[31m\nb", "x" * 1000]) == (
+        "the columns ü, a\\x1b[31m\\nb, " + "x" * 100 + "..."
+    )

@@ -1,5 +1,6 @@
 """What the other tests rely on: how the servers behave, and that none outlives the tests."""
 
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import servers
 from botocore.exceptions import ClientError, FlexibleChecksumError
 from fault_proxy import FaultProxy
 from fault_rules import Fault, FlipReply, FlipRequest, Match
-from servers import Endpoint
+from servers import Endpoint, Queue
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -278,3 +279,37 @@ def test_a_server_that_does_not_start_shows_its_log(tmp_path: Path) -> None:
         servers.ministack(tmp_path, tmp_path),
     ):
         pass
+
+
+# Queues
+
+
+@pytest.mark.parametrize("fifo", [False, True], ids=["standard", "fifo"])
+def test_what_is_received_too_often_goes_to_the_dead_letters(
+    s3_server: Endpoint, fifo: bool
+) -> None:
+    with servers.fresh_queue(s3_server, fifo=fifo, max_receive_count=1) as queue:
+        queue.send("poison")
+        receive = functools.partial(s3_server.sqs.receive_message, QueueUrl=queue.url)
+        assert len(receive(VisibilityTimeout=0)["Messages"]) == 1
+        assert "Messages" not in receive()
+        assert queue.dead_letters() == ["poison"]
+        assert queue.backlog().total == 0
+
+
+def test_the_ids_of_sent_messages_come_in_the_order_of_their_bodies(queue: Queue) -> None:
+    bodies = [str(number) for number in range(25)]
+    sent = dict(zip(queue.send(*bodies), bodies, strict=True))
+    received: dict[str, str] = {}
+    while queue.backlog().num_visible:
+        reply = queue.endpoint.sqs.receive_message(QueueUrl=queue.url, MaxNumberOfMessages=10)
+        received |= {m["MessageId"]: m["Body"] for m in reply["Messages"]}
+    assert received == sent
+
+
+def test_a_receipt_handle_that_no_server_gave_deletes_nothing(queue: Queue) -> None:
+    queue.send("kept")
+    queue.endpoint.sqs.delete_message_batch(
+        QueueUrl=queue.url, Entries=[{"Id": "0", "ReceiptHandle": "of-another-time"}]
+    )
+    assert queue.backlog().num_visible == 1

@@ -8,8 +8,13 @@ import click
 from batchclf import __version__
 from batchclf.cli.bench import bench
 from batchclf.cli.classify import classify
+from batchclf.cli.enqueue import enqueue
+from batchclf.cli.evaluate import evaluate
+from batchclf.cli.import_checkpoint import import_checkpoint
+from batchclf.cli.serve import serve
 from batchclf.cli.train import train
 from batchclf.cli.verify import verify
+from batchclf.cli.work import work
 from batchclf.errors import EXIT_BUG, EXIT_OK, EXIT_TRY_AGAIN, EXIT_USAGE, BatchclfError
 from batchclf.log import report
 
@@ -40,7 +45,7 @@ def _add(command: click.Command) -> None:
     cli.add_command(command)
 
 
-for each in (classify, verify, train, bench):
+for each in (classify, enqueue, work, verify, train, evaluate, import_checkpoint, bench, serve):
     _add(each)
 
 

@@ -63,7 +63,10 @@ progress_option = click.option(
 endpoint_option = click.option(
     "--endpoint-url",
     metavar="URL",
-    help="Another server of the S3 protocol. [default: AWS_ENDPOINT_URL, else AWS]",
+    help="Another server of the S3 and SQS protocols. [default: AWS_ENDPOINT_URL, else AWS]",
+)
+queue_option = click.option(
+    "--queue", required=True, metavar="URL", help="The queue's URL, as SQS shows it."
 )
 text_column_option = click.option(
     "--text-column",

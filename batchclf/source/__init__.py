@@ -9,6 +9,7 @@ from typing import BinaryIO, cast
 
 from batchclf.config import ReadSettings
 from batchclf.errors import InputError
+from batchclf.source.articles import QueuedArticle, article_batches, article_schema
 from batchclf.source.base import Reader, RowBatch
 from batchclf.source.csv_reader import CsvReader
 from batchclf.source.jsonl_reader import JsonLinesReader
@@ -16,7 +17,14 @@ from batchclf.source.lines import GzipFile
 from batchclf.source.parquet_reader import ParquetReader
 from batchclf.store import Source, source_suffix
 
-__all__ = ["Reader", "RowBatch", "open_reader"]
+__all__ = [
+    "QueuedArticle",
+    "Reader",
+    "RowBatch",
+    "article_batches",
+    "article_schema",
+    "open_reader",
+]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"

@@ -8,7 +8,14 @@ from typing import Any
 
 from batchclf.errors import InputError
 from batchclf.source import lines
-from batchclf.source.lines import LinesReader, Unparseable, decode, replace_bad, too_long
+from batchclf.source.lines import (
+    LinesReader,
+    Unparseable,
+    decode,
+    replace_bad,
+    too_long,
+    too_many,
+)
 
 _END = "\ud800"  # comes after the last line; decoding never gives it
 
@@ -32,9 +39,11 @@ class CsvReader(LinesReader):
 
     def _parse_rows(self) -> Iterator[list[str] | Unparseable]:
         csv.field_size_limit(lines.MAX_ROW_BYTES)
-        with_end = chain(map(_csv_line, self._lines()), [_END])
+        feed = _Feed(self._settings.delimiter)
+        with_end = chain(map(feed.decode, self._lines()), [_END])
         rows = csv.reader(with_end, delimiter=self._settings.delimiter)
         while True:
+            feed.begin_row()
             try:
                 row = next(rows)
             except StopIteration:
@@ -67,8 +76,26 @@ class CsvReader(LinesReader):
         return {name: index for index, name in enumerate(self._columns)}
 
 
-def _csv_line(line: bytes) -> str:
-    """A line for csv, which begins a new row with the next one where this one is refused."""
-    if len(line) >= lines.MAX_ROW_BYTES:
-        raise csv.Error(too_long())
-    return decode(line)
+class _Feed:
+    """Lines for csv, which begins a new row with the next one where this one is refused.
+
+    A row may go on over many lines, and csv would gather it without bound.
+    """
+
+    def __init__(self, delimiter: str) -> None:
+        self._delimiter = delimiter.encode()
+        self._num_bytes = 0
+        self._num_values = 0
+
+    def begin_row(self) -> None:
+        self._num_bytes = self._num_values = 0
+
+    def decode(self, line: bytes) -> str:
+        self._num_bytes += len(line)
+        if self._num_bytes >= lines.MAX_ROW_BYTES:
+            raise csv.Error(too_long())
+        if self._num_bytes > lines.MAX_ROW_VALUES:  # with fewer bytes it has fewer values
+            self._num_values += line.count(self._delimiter)
+            if self._num_values > lines.MAX_ROW_VALUES:
+                raise csv.Error(too_many())
+        return decode(line)

@@ -1,12 +1,19 @@
 """JSON lines."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from batchclf.source import lines
-from batchclf.source.lines import LinesReader, Unparseable, decode, replace_bad, too_long
+from batchclf.source.lines import (
+    LinesReader,
+    Unparseable,
+    decode,
+    replace_bad,
+    too_long,
+    too_many,
+)
 
 _HEAD_ROWS = 1000  # in which a text column has to show up
 
@@ -36,17 +43,26 @@ class JsonLinesReader(LinesReader):
         value = _parse_json(record)
         if isinstance(value, Unparseable):
             return [None] * len(names), f"unparseable: {value.reason}"
-        fault = None
-        for name in self._settings.text_columns:
-            text = value.get(name)
-            if text is not None and not isinstance(text, str):
-                fault = f"not_text: {name!r} is a JSON {_json_kind(text)}"
-        return [_as_string(value.get(name)) for name in names], fault
+        return read_object(value, self._settings.text_columns, names)
+
+
+def read_object(
+    value: Mapping[str, Any], text_columns: Sequence[str], names: Sequence[str]
+) -> tuple[list[str | None], str | None]:
+    """The named fields of a JSON object as strings, and what is wrong with its text, if so."""
+    fault = None
+    for name in text_columns:
+        text = value.get(name)
+        if text is not None and not isinstance(text, str):
+            fault = f"not_text: {name!r} is a JSON {_json_kind(text)}"
+    return [_as_string(value.get(name)) for name in names], fault
 
 
 def _parse_json(line: bytes) -> dict[str, Any] | Unparseable:
     if len(line) >= lines.MAX_ROW_BYTES:
         return Unparseable(too_long())
+    if len(line) > lines.MAX_ROW_VALUES and _num_values(line) > lines.MAX_ROW_VALUES:
+        return Unparseable(too_many())
     try:
         value = json.loads(decode(line))
     except RecursionError:
@@ -56,6 +72,11 @@ def _parse_json(line: bytes) -> dict[str, Any] | Unparseable:
     if not isinstance(value, dict):
         return Unparseable(f"a JSON {_json_kind(value)}, not an object")
     return value
+
+
+def _num_values(line: bytes) -> int:
+    """An upper bound: whatever follows another value or opens one is counted."""
+    return sum(map(line.count, (b",", b"[", b"{")))
 
 
 def _json_kind(value: Any) -> str:

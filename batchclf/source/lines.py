@@ -1,6 +1,7 @@
 """What CSV and JSON lines share: a cursor over the records in lines, and arrays of strings."""
 
 import gzip
+import math
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,9 @@ from batchclf.source.base import BATCH_BYTES, BATCH_ROWS, Reader, RowBatch, reco
 from batchclf.store import Source
 
 MAX_ROW_BYTES = 128 << 20  # a longer line is no row but damage, such as a quote never closed
+# A short one takes up to 200 bytes of memory. As many as this are no article: in 128 MiB of text,
+# a comma every 32 characters.
+MAX_ROW_VALUES = 1 << 22
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
@@ -48,6 +52,10 @@ class LinesReader(Reader):
         super().__init__(file, source, settings)
         self._position = -1  # of the next record
         self._offset = 0  # bytes taken by the records so far
+        self._most_bytes = (
+            math.inf if settings.max_source_bytes is None else settings.max_source_bytes
+        )
+        self._most_line_bytes = int(min(MAX_ROW_BYTES, self._most_bytes + 1))
         self._records: Iterator[Any] = iter(())
         with self._errors():
             self._skip_bom()
@@ -104,11 +112,7 @@ class LinesReader(Reader):
             if self._offset - first_offset > BATCH_BYTES:
                 break
         self._position += len(rows)
-        columns = (
-            list(zip(*rows, strict=True)) if rows else [()] * (len(text_names) + len(self._kept))
-        )
-        text = tuple(_text_array(values) for values in columns[: len(text_names)])
-        kept = [_kept_array(values) for values in columns[len(text_names) :]]
+        text, kept = string_arrays(rows, len(text_names), len(self._kept))
         return RowBatch(first_row, text, record_batch(kept, self.kept_schema, len(rows)), faults)
 
     def _go_to(self, start: int, offset: int | None) -> None:
@@ -141,13 +145,18 @@ class LinesReader(Reader):
 
     def _lines(self) -> Iterator[bytes]:
         """Lines with their ends, each at most MAX_ROW_BYTES and a rest that is dropped."""
-        while line := self._file.readline(MAX_ROW_BYTES):
-            self._offset += len(line)
+        while line := self._next_line():
             if len(line) == MAX_ROW_BYTES and not line.endswith(b"\n"):
-                while (rest := self._file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
-                    self._offset += len(rest)
-                self._offset += len(rest)
+                while (rest := self._next_line()) and not rest.endswith(b"\n"):
+                    pass
             yield line
+
+    def _next_line(self) -> bytes:
+        line = self._file.readline(self._most_line_bytes)
+        self._offset += len(line)
+        if self._offset > self._most_bytes:
+            self._settings.check_size(self._offset, str(self._source))
+        return line
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -160,13 +169,27 @@ class LinesReader(Reader):
 
 
 def too_long() -> str:
-    """Why a line that reached MAX_ROW_BYTES is no row."""
-    return f"a line of more than {MAX_ROW_BYTES >> 20} MiB"
+    """Why a line or row that reached MAX_ROW_BYTES is none."""
+    return f"a row of more than {MAX_ROW_BYTES >> 20} MiB"
+
+
+def too_many() -> str:
+    """Why a row of more than MAX_ROW_VALUES is none."""
+    return f"more than {MAX_ROW_VALUES:,} values in it"
 
 
 def decode(line: bytes) -> str:
     """Text whose bytes that are not UTF-8 survive as lone surrogates."""
     return line.decode("utf-8", "surrogateescape")
+
+
+def string_arrays(
+    rows: Sequence[Sequence[str | None]], num_text: int, num_kept: int
+) -> tuple[tuple[pa.Array, ...], list[pa.Array]]:
+    """Rows of `num_text` and then `num_kept` values as columns: those of text, and those kept."""
+    columns = list(zip(*rows, strict=True)) if rows else [()] * (num_text + num_kept)
+    text = tuple(_text_array(values) for values in columns[:num_text])
+    return text, [_kept_array(values) for values in columns[num_text:]]
 
 
 def _text_array(values: Sequence[str | None]) -> pa.Array:

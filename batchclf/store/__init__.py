@@ -23,11 +23,13 @@ __all__ = [
     "Source",
     "check_separate",
     "check_unchanged",
+    "find_object",
     "find_sources",
     "hidden",
     "open_folder",
     "open_source",
     "open_source_tail",
+    "read_object",
     "source_suffix",
 ]
 
@@ -57,6 +59,29 @@ def find_sources(inputs: Iterable[str], endpoint_url: str | None = None) -> list
         for source in found:
             sources.setdefault(source.uri, source)
     return list(sources.values())
+
+
+def find_object(uri: str, endpoint_url: str | None = None) -> Source:
+    """The object on S3 of exactly this name, in its current version.
+
+    Raises:
+        InputError: it is not there, may not be read, or has no known ending.
+    """
+    from batchclf.store.s3 import S3
+
+    return S3.connect(endpoint_url).head(uri)
+
+
+def read_object(uri: str, most_bytes: int, endpoint_url: str | None = None) -> bytes:
+    """The content of the object on S3 of exactly this name, for small ones.
+
+    Raises:
+        InputError: it is not there, may not be read, or is larger than `most_bytes`.
+        StoreError: the store kept failing.
+    """
+    from batchclf.store.s3 import S3
+
+    return S3.connect(endpoint_url).read(uri, most_bytes)
 
 
 def open_source(source: Source, endpoint_url: str | None = None) -> BinaryIO:

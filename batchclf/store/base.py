@@ -39,7 +39,7 @@ class Source:
     stat: tuple[int, ...] | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return self.uri if is_s3(self.uri) else local_path(self.uri)
+        return local_path(self.uri) if self.uri.startswith("file://") else self.uri
 
 
 @dataclass

@@ -153,6 +153,25 @@ class S3:
                         sources.append(source)
         return sorted(sources, key=lambda source: source.uri)
 
+    def head(self, uri: str) -> Source:
+        """The source of exactly this name; `find` takes a name for a prefix or a glob as well."""
+        bucket, key = split_uri(uri)
+        with _s3_errors(uri, reading=True):
+            reply = self.client.head_object(Bucket=bucket, Key=key)
+        return _known(Source(uri, reply["ETag"], reply["ContentLength"]))
+
+    def read(self, uri: str, most_bytes: int) -> bytes:
+        """The content of the object of exactly this name, at most so much."""
+        bucket, key = split_uri(uri)
+        with _s3_errors(uri, reading=True):
+            for attempt in _retrying(*_BROKEN_BODY):
+                with attempt:
+                    reply = self.client.get_object(Bucket=bucket, Key=key)
+                    if reply["ContentLength"] > most_bytes:
+                        raise InputError(f"{uri}: has more than {most_bytes:,} bytes")
+                    return reply["Body"].read()
+        raise AssertionError  # Retrying returns or raises
+
     def download(self, source: Source) -> BinaryIO:
         """The whole object in its planned version, in a nameless scratch file.
 

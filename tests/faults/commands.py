@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from fault_rules import Match
 from faults.places import Place
+from servers import Queue
 
 if TYPE_CHECKING:
     import subprocess
@@ -75,6 +76,12 @@ class Verify(Protocol):
     """Run `batchclf verify` on the output of a place, or a folder in it, against inputs."""
 
     def __call__(self, place: Place, *inputs: str, under: str = "") -> Run: ...
+
+
+class Enqueue(Protocol):
+    """Run `batchclf enqueue` for inputs of a place."""
+
+    def __call__(self, place: Place, queue: Queue, *args: str) -> Run: ...
 
 
 def parse_run(exit_code: int, stdout: str, stderr: str) -> Run:

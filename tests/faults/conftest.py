@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 import servers
-from faults.commands import QUIET, Classify, Run, StartClassify, Verify, parse_run
+from faults.commands import QUIET, Classify, Enqueue, Run, StartClassify, Verify, parse_run
 from faults.inputs import articles, as_parquet
 from faults.places import LocalPlace, Place, S3Place, labels_of
-from servers import Endpoint
+from faults.queues import VISIBILITY_S, StartWork, Work
+from servers import Endpoint, Queue
 
 if TYPE_CHECKING:
     import subprocess
@@ -99,6 +100,56 @@ def verify(run_batchclf: "RunBatchclf") -> Verify:
         output = f"{place.output}/{under}".rstrip("/")
         ended = run_batchclf(
             *("verify", output, *inputs, "--log-format", "json"), env=_environment(place, {})
+        )
+        return parse_run(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+def _work_arguments(
+    place: S3Place, queue: Queue, model: Path, args: tuple[str, ...]
+) -> list[str | Path]:
+    # the last of an option counts, so a test may say otherwise
+    return [
+        *("work", "--queue", queue.url, "--model", model, "--output", place.output),
+        *("--allow-source", f"s3://{place.bucket}/in"),
+        *("--visibility-timeout", str(VISIBILITY_S), "--retry-delay", "1"),
+        *("--gather-seconds", "1", "--dtype", "float32", "--log-format", "json", *args),
+    ]
+
+
+@pytest.fixture(scope="session")
+def work(run_batchclf: "RunBatchclf", model: Path) -> Work:
+    def run(place: S3Place, queue: Queue, *args: str, env: Mapping[str, str] | None = None) -> Run:
+        ended = run_batchclf(
+            *_work_arguments(place, queue, model, args), env=_environment(place, env or {})
+        )
+        return parse_run(ended.returncode, ended.stdout, ended.stderr)
+
+    return run
+
+
+@pytest.fixture
+def start_work(start_batchclf: "StartBatchclf", model: Path) -> StartWork:
+    default_model = model
+
+    def start(
+        place: S3Place, queue: Queue, *args: str, model: Path | None = None
+    ) -> "subprocess.Popen[str]":
+        return start_batchclf(
+            *_work_arguments(place, queue, model or default_model, args),
+            env=_environment(place, {}),
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def enqueue(run_batchclf: "RunBatchclf") -> Enqueue:
+    def run(place: Place, queue: Queue, *args: str) -> Run:
+        ended = run_batchclf(
+            *("enqueue", *args, "--queue", queue.url, "--log-format", "json"),
+            env=_environment(place, {}),
         )
         return parse_run(ended.returncode, ended.stdout, ended.stderr)
 

@@ -9,6 +9,6 @@ batchclf train --train "$BBC/train.csv" --val "$BBC/val.csv" --drop-leaked \
     --epochs 15 --batch-tokens 4096 --learning-rate 0.001 --weight-decay 0.05 \
     --label-smoothing 0.1 --crop-share 0.8 --noise-share 0.3 --seed 0 --precision float32 \
     --weights float16 --output new
-rm -rf report
+rm -rf new/report  # it quotes articles of the corpus
 mv new/* .
 rmdir new

@@ -1,0 +1,145 @@
+"""What the jobs that label share: the model, the output folder under its fingerprint, the notes."""
+
+import json
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from batchclf import __version__
+from batchclf.checkpoint import fingerprint, load
+from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings
+from batchclf.engine import Engine, build_model, choose_compute
+from batchclf.notes import NOTE_FORMAT, RUNS
+from batchclf.sink import Sink
+from batchclf.store import Folder, open_folder
+from batchclf.text import TextEncoder
+from batchclf.token_budget import tune
+from batchclf.worker import Tools
+
+
+class Labelling:
+    """A model and an output that fit together. Making it reads the model's files; no writes.
+
+    The fingerprint depends on the model and on the settings that change what stands in the output,
+    so that whatever labels with the same ones writes into the same folder.
+
+    Raises:
+        ConfigError, CheckpointError: the settings make no sense together.
+    """
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        read: ReadSettings,
+        predict: PredictSettings,
+        cut: CutSettings,
+        output: str,
+        endpoint_url: str | None,
+    ) -> None:
+        self._model = model
+        self._read = read
+        self._predict = predict
+        self._cut = cut
+        self._endpoint_url = endpoint_url
+        self.compute = choose_compute(model.device, model.dtype)
+        self.checkpoint = load(model.model, max_length=model.max_length)
+        self.folder: Folder = open_folder(output, endpoint_url)
+        self.sink = Sink(
+            self.folder,
+            fingerprint(self.checkpoint, self._result_settings()),
+            self.checkpoint.labels,
+            probs=predict.probs,
+        )
+
+    def _result_settings(self) -> dict[str, Any]:
+        """The settings that change what stands in the output, and so belong to the fingerprint."""
+        return {
+            "backend": self._model.backend,
+            "dtype": self.compute.dtype_name,
+            "max_length": self.checkpoint.max_length,
+            "text_columns": self._read.text_columns,
+            "id_column": self._read.id_column,
+            "keep": self._read.keep,
+            "delimiter": self._read.delimiter,
+            "min_score": self._predict.min_score,
+            "probs": self._predict.probs,
+            "limit": self._cut.limit,
+        }
+
+    @property
+    def output(self) -> str:
+        """Where the labelled files are."""
+        return f"{self.folder.uri}/{self.sink.prefix.rstrip('/')}"
+
+    def tools(self, num_rows: int = 0) -> Tools:
+        """The model on its device, and all else that shards need.
+
+        Args:
+            num_rows: about to be labelled, where it is known: a long job measures its token budget.
+        """
+        model = build_model(self.checkpoint, self.compute)
+        engine = Engine(model, self.compute, self._model.max_batch_tokens)
+        if self._model.max_batch_tokens is None:
+            max_length = self.checkpoint.max_length
+            tune(engine, self.checkpoint.config, max_length, num_rows * max_length)
+        return Tools(
+            read=self._read,
+            encoder=TextEncoder(
+                self.checkpoint.tokenizer, self.checkpoint.max_length, self.checkpoint.normalise
+            ),
+            engine=engine,
+            temperature=self.checkpoint.temperature,
+            predict=self._predict,
+            sink=self.sink,
+            endpoint_url=self._endpoint_url,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What every note says of how its output came to be."""
+        return {
+            "format": NOTE_FORMAT,
+            "fingerprint": self.sink.fingerprint,
+            "read": plain(asdict(self._read)),
+            "cut": asdict(self._cut),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def record_run(self, settings: Mapping[str, Any], what: Mapping[str, Any]) -> None:
+        """Write a note about a run: its settings, and what it did."""
+        note = {
+            **self.identity(),
+            "settings": plain(settings),
+            "model": {"path": str(self.checkpoint.path), "labels": self.checkpoint.labels},
+            "device": str(self.compute.device),
+            "dtype": self.compute.dtype_name,
+            **what,
+            "versions": {
+                "batchclf": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "tokenizers", "pyarrow")},
+            },
+        }
+        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
+        name = f"{self.sink.prefix}{RUNS}{run_id}.json"
+        self.folder.put(name, json.dumps(note, indent=1).encode())
+
+
+def peak_rss_mib() -> int:
+    """Of this process alone; getrusage would also tell of the one that it was forked from."""
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux
+        return 0
+    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
+
+
+def plain(value: Any) -> Any:
+    """Settings as JSON takes them, without what may be secret in a URL."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items() if key != "endpoint_url"}
+    return value

@@ -1,0 +1,218 @@
+"""Faults 14, 16, 17, 24 and 25 of a queue: messages that cannot be done, and all that can."""
+
+import json
+
+import pyarrow as pa
+import pytest
+from fault_proxy import FaultProxy
+from fault_rules import Fault, Match, Status
+from faults.commands import COMMIT, Enqueue
+from faults.inputs import articles, as_csv, as_jsonl, as_parquet
+from faults.places import S3Place, labels_of
+from faults.queues import (
+    HEARTBEAT,
+    HELD_FOR_LONG,
+    JUNK,
+    RECEIVE,
+    UNTIL_IDLE,
+    BatchSpy,
+    ReceiveSpy,
+    Work,
+    article_messages,
+    notify,
+    shard_message,
+    wait_for_visible,
+)
+from servers import Queue
+
+EXPIRED = Status(400, code="ExpiredToken", message="The token has expired.")
+
+
+def test_14_a_source_that_may_not_be_read_goes_to_the_dead_letters_and_the_others_go_on(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work, news: pa.Table
+) -> None:
+    others = articles(5, seed=1)
+    refused = shard_message(s3, s3.write("news.csv", as_csv(news)), news.num_rows)
+    queue.send(refused)
+    queue.send(shard_message(s3, s3.write("others.csv", as_csv(others)), others.num_rows))
+    proxy.add(Fault(Match(operation="GetObject", path="/in/news.csv"), Status(403)))
+    run = work(s3, queue, *UNTIL_IDLE)
+    assert run.exit_code == 0
+    assert "the store answered 403 AccessDenied" in run.said
+    assert queue.dead_letters() == [refused]
+    assert list(labels_of(s3)) == others["id"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("match", "answer"),
+    [(COMMIT, Status(403)), (COMMIT, EXPIRED), (Match(operation="GetObject"), EXPIRED)],
+    ids=["output-403", "output-expired", "input-expired"],
+)
+def test_14_a_worker_that_is_refused_gives_its_messages_back(
+    s3: S3Place,
+    proxy: FaultProxy,
+    queue: Queue,
+    work: Work,
+    news: pa.Table,
+    match: Match,
+    answer: Status,
+) -> None:
+    queue.send(shard_message(s3, s3.write("news.csv", as_csv(news)), news.num_rows))
+    proxy.add(Fault(match, answer))
+    run = work(s3, queue, *HELD_FOR_LONG)
+    assert run.exit_code == 64
+    assert answer.code is None or "the credentials are not accepted" in run.said
+    wait_for_visible(queue, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Status(403, code="AccessDenied"), "AccessDenied"),
+        (Status(403, code="ExpiredToken"), "the credentials are not accepted"),
+        (Status(400, code="AWS.SimpleQueueService.NonExistentQueue"), "there is no such queue"),
+    ],
+    ids=["denied", "expired", "no-queue"],
+)
+def test_14_a_queue_that_refuses_a_worker_is_an_error_of_configuration(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work, answer: Status, words: str
+) -> None:
+    proxy.add(Fault(RECEIVE, answer))
+    run = work(s3, queue, *UNTIL_IDLE)
+    assert run.exit_code == 64
+    assert words in run.said
+
+
+def test_16_a_shard_whose_source_is_gone_goes_to_the_dead_letters_and_the_others_go_on(
+    s3: S3Place, queue: Queue, enqueue: Enqueue, work: Work, news: pa.Table
+) -> None:
+    others = articles(5, seed=1)
+    sources = [s3.write("news.csv", as_csv(news)), s3.write("others.csv", as_csv(others))]
+    assert enqueue(s3, queue, *sources).exit_code == 0
+    s3.remove("news.csv")
+    run = work(s3, queue, *UNTIL_IDLE)
+    assert run.exit_code == 0
+    assert "news.csv: there is no such object" in run.said
+    (dead,) = queue.dead_letters()
+    assert json.loads(dead)["source"] == sources[0]
+    assert list(labels_of(s3)) == others["id"].to_pylist()
+
+
+def test_17_damaged_files_go_to_the_dead_letters_and_the_others_are_labelled(
+    s3: S3Place,
+    queue: Queue,
+    work: Work,
+    news: pa.Table,
+    expected_labels: dict[str, str | None],
+) -> None:
+    """The messages are those that the server sends for new objects."""
+    notify(s3, queue)
+    parquet = as_parquet(news)
+    s3.write("cut.parquet", parquet[: len(parquet) // 2])
+    s3.write("body.csv", as_csv(news.rename_columns(["id", "body"])))
+    s3.write("whole.csv", as_csv(news))
+    run = work(s3, queue, *UNTIL_IDLE)
+    assert run.exit_code == 0
+    assert "not a readable Parquet file" in run.said
+    assert "no text column 'text'; it has the columns id, body" in run.said
+    dead = [json.loads(body)["Records"][0]["s3"]["object"]["key"] for body in queue.dead_letters()]
+    assert sorted(key.rpartition("/")[2].rpartition("%2F")[2] for key in dead) == [
+        "body.csv",
+        "cut.parquet",
+    ]
+    assert labels_of(s3) == expected_labels
+
+
+def test_24_poison_is_tried_with_growing_delay_and_then_left_to_the_dead_letters(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work
+) -> None:
+    poison = '{"neither": "an article", "nor": "an event"}'
+    (poison_id,) = queue.send(poison)
+    queue.send(*article_messages(articles(5)))
+    received = ReceiveSpy().watch(proxy)
+    changed = BatchSpy(HEARTBEAT).watch(proxy)
+    run = work(s3, queue, *UNTIL_IDLE)
+    assert run.exit_code == 0
+    assert "no article, for want of a field 'text'" in run.said
+    assert queue.dead_letters() == [poison]
+    assert len(labels_of(s3)) == 5
+    handles = [
+        handle
+        for handle, message_id in zip(received.handles, received.message_ids, strict=True)
+        if message_id == poison_id
+    ]
+    assert [changed.timeouts[handle][-1] for handle in handles] == [1, 2, 4]
+    # One that fails and one that takes the next; in between a long poll.
+    assert len(proxy.log(RECEIVE)) < 20
+
+
+AWKWARD = "+ 50% ü&=.csv"
+AWKWARD_IN_EVENT = "%2B+50%25+%C3%BC%26%3D.csv"
+
+
+def event(bucket: str, key: str) -> dict[str, object]:
+    """One record of an event notification; the key as S3 encodes it."""
+    return {
+        "eventName": "ObjectCreated:Put",
+        "s3": {"bucket": {"name": bucket}, "object": {"key": key}},
+    }
+
+
+def test_25_every_kind_of_message_is_done_or_left_to_the_dead_letters(
+    s3: S3Place, queue: Queue, work: Work
+) -> None:
+    tables = [articles(5, seed=seed) for seed in range(5)]
+    for name, table in zip(
+        (AWKWARD, "two records.csv", "sns.csv", "bridge +.csv"), tables[:4], strict=True
+    ):
+        s3.write(name, as_csv(table))
+    bodies = article_messages(tables[4])
+    s3.write("body", bodies[0].encode())
+    pointer = "software.amazon.payloadoffloading.PayloadS3Pointer"
+    enveloped = {"Records": [event(s3.bucket, "in/sns.csv")]}
+    queue.send(
+        json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": s3.bucket}),
+        json.dumps(
+            {
+                "Records": [
+                    event(s3.bucket, f"in/{AWKWARD_IN_EVENT}"),
+                    event(s3.bucket, "in/two+records.csv"),
+                ]
+            }
+        ),
+        json.dumps(
+            {
+                "Type": "Notification",
+                "TopicArn": "arn:aws:sns:us-east-1:123456789012:news",
+                "Message": json.dumps(enveloped),
+            }
+        ),
+        json.dumps(
+            {
+                "source": "aws.s3",
+                "detail-type": "Object Created",
+                "detail": {"bucket": {"name": s3.bucket}, "object": {"key": "in/bridge +.csv"}},
+            }
+        ),
+        json.dumps([pointer, {"s3BucketName": s3.bucket, "s3Key": "in/body"}]),
+        *bodies[1:],
+    )
+    queue.send(*JUNK)
+    run = work(s3, queue, *UNTIL_IDLE)
+    assert run.exit_code == 0
+    assert queue.dead_letters() == sorted(JUNK)
+    assert queue.backlog().total == 0
+    assert sorted(labels_of(s3)) == sorted(pa.concat_tables(tables)["id"].to_pylist())
+
+
+def test_25_a_key_with_signs_in_it_comes_through_from_the_server_to_the_labels(
+    s3: S3Place, queue: Queue, work: Work
+) -> None:
+    """The test event and the notification are the server's own."""
+    table = articles(5)
+    notify(s3, queue)
+    s3.write(AWKWARD.replace(".csv", ".jsonl"), as_jsonl(table))
+    run = work(s3, queue, *UNTIL_IDLE)
+    assert run.exit_code == 0
+    assert queue.dead_letters() == []
+    assert list(labels_of(s3)) == table["id"].to_pylist()
