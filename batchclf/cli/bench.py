@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _QUICK = {"num_rows": 96, "num_peer_rows": 16, "max_lengths": (128,), "repeats": 1}
 
 
-@click.command()
+@click.command(short_help="Measure this machine's speed against other ways.")
 @click.option("--model", metavar="DIR", help="Model to measure. [default: a random GPT-2]")
 @click.option(
     "--size",

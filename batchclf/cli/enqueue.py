@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from batchclf.enqueue import EnqueueJob
 
 
-@click.command()
+@click.command(short_help="Send files to a queue, one message a shard.")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @options.queue_option
 @options.text_column_option

@@ -22,7 +22,7 @@ _MOST_CONFUSIONS = 10
 _MOST_MISTAKES = 5
 
 
-@click.command()
+@click.command(short_help="Measure a model on labelled files.")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @options.model_options
 @click.option("--output", metavar="DIR", help="Folder for evaluation.json and evaluation.html.")

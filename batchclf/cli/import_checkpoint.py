@@ -8,7 +8,7 @@ from batchclf.errors import EXIT_OK
 from batchclf.log import LogFormat, configure
 
 
-@click.command("import-checkpoint")
+@click.command("import-checkpoint", short_help="Take over the original project's model.pth.")
 @click.argument("file", metavar="FILE.pth", type=click.Path(path_type=Path))
 @click.option(
     "--base-model",

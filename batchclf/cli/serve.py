@@ -88,7 +88,7 @@ _limit_options = options.group(
 )
 
 
-@click.command()
+@click.command(short_help="Answer over HTTP, with a page to try the model.")
 @click.option(
     "--host",
     default="127.0.0.1",

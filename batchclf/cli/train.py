@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@click.command()
+@click.command(short_help="Train a classifier on labelled articles.")
 @click.option("--train", multiple=True, required=True, metavar="INPUT", help="Labelled articles.")
 @click.option(
     "--val", multiple=True, required=True, metavar="INPUT", help="Articles to choose the epoch by."

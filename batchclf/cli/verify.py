@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _MOST_PROBLEMS = 50  # shown of a broken output
 
 
-@click.command()
+@click.command(short_help="Prove an output complete and whole.")
 @click.argument("output")
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @options.log_format_option
