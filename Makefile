@@ -32,7 +32,7 @@ demo: $(VENV)/.installed
 	@echo "  $(VENV)/bin/batchclf classify --help"
 
 test: $(VENV)/.installed-dev $(MINISTACK_VENV)/.installed
-	BATCHCLF_REQUIRE_SERVERS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	BATCHCLF_REQUIRE_SERVERS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadgroup
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check

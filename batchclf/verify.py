@@ -228,7 +228,8 @@ def _check_plan(
             return
         plan = make_plan(inputs, *_plan_settings(note), endpoint_url)
         verdict.problems.extend(f"unreadable input: {error}" for error in plan.unreadable)
-        verdict.problems.extend(f"missing: {shard}" for shard in _missing(plan.shards, footers))
+        missing = _missing(plan.shards, names, footers)
+        verdict.problems.extend(f"missing: {shard}" for shard in missing)
         planned_sources = {(shard.source.uri, shard.source.version) for shard in plan.shards}
         extra = sum(
             (footer.source, footer.source_version) not in planned_sources
@@ -255,18 +256,25 @@ def _check_plan(
         return
 
 
-def _missing(planned: Sequence[Shard], footers: Mapping[str, Footer]) -> list[Shard]:
-    """Planned shards with rows that no output holds, however the outputs were cut."""
+def _missing(
+    planned: Sequence[Shard], names: Sequence[str], footers: Mapping[str, Footer]
+) -> list[Shard]:
+    """Planned shards with rows that no output holds, however the outputs were cut.
+
+    One whose own output is there but damaged was told of already.
+    """
     there: dict[tuple[str, str], list[tuple[int, int]]] = {}
     for footer in footers.values():
         rows = (footer.start, footer.stop)
         there.setdefault((footer.source, footer.source_version), []).append(rows)
     for ranges in there.values():
         ranges.sort()
+    there_by_name = set(names)
     return [
         shard
         for shard in planned
-        if not _covers(there.get((shard.source.uri, shard.source.version), []), shard)
+        if shard.name not in there_by_name
+        and not _covers(there.get((shard.source.uri, shard.source.version), []), shard)
     ]
 
 

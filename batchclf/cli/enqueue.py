@@ -46,7 +46,8 @@ def enqueue(
     files. Sending the same again does no harm: workers only delete messages of what is done.
 
     \b
-    batchclf enqueue s3://in/2024/ --queue https://sqs.eu-west-1.amazonaws.com/1234/news
+    batchclf enqueue s3://in/2024/ \\
+        --queue https://sqs.eu-west-1.amazonaws.com/1234/news
     """
     configure(log_format)
     interrupt = stop_on_signals()
