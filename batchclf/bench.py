@@ -33,7 +33,9 @@ from batchclf.errors import ConfigError
 from batchclf.labelled import read_texts
 from batchclf.model import GPT2Classifier, ModelConfig
 from batchclf.packed import PackedLinear, can_pack
+from batchclf.predictions import softmax
 from batchclf.text import TextEncoder
+from batchclf.token_budget import processor_name
 from batchclf.train import train_tokenizer
 
 log = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         pq.write_table(pa.table({"id": np.arange(len(texts)), "text": texts}), archive)
         peer_texts = _spread(texts, settings.num_peer_rows)
         compute = choose_compute(settings.device, settings.dtype)
+        config = load(model).config
         results = []
         for max_length in settings.max_lengths:
             ours: list[dict[str, Any]] = []
@@ -100,7 +103,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
                 ours.append(_classify(archive, model, output, max_length, settings))
                 for name, run in PEERS.items():
                     peers[name].append(run(model, peer_texts, max_length, compute))
-                ceilings.append(measure_ceiling(load(model).config, compute))
+                ceilings.append(measure_ceiling(config, compute))
                 log.info(
                     "max length %d, run %d: batchclf %.2f articles/s, %s",
                     max_length,
@@ -108,7 +111,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
                     ours[-1]["articles_per_s"],
                     ", ".join(f"{name} {rates[-1]:.2f}" for name, rates in peers.items()),
                 )
-            found = _result(max_length, ours, peers, ceilings, load(model).config)
+            found = _result(max_length, ours, peers, ceilings, config)
             results.append(found | _inspect(model, texts, max_length, compute))
         return {
             "settings": asdict(settings)
@@ -229,11 +232,8 @@ def _inspect(
 
 def _probs(
     engine: Engine, ids: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    logits = engine.predict(ids, offsets, lambda _examples, _tokens: None).logits_NC
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probs: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
-    return probs
+) -> npt.NDArray[np.float32]:
+    return softmax(engine.predict(ids, offsets, lambda _examples, _tokens: None).logits_NC)
 
 
 def _classify(
@@ -378,16 +378,8 @@ def _random_model(folder: Path, size: str, texts: Sequence[str]) -> Path:
 
 
 def _machine() -> dict[str, Any]:
-    processor = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     return {
-        "processor": processor,
+        "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

@@ -103,13 +103,14 @@ def _key(compute: Compute, config: ModelConfig, max_length: int, num_streams: in
     device = (
         torch.cuda.get_device_name(compute.device)
         if compute.device.type == "cuda"
-        else f"{_processor()}, {num_streams} streams"
+        else f"{processor_name()}, {num_streams} streams"
     )
     shape = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
     return f"{device} | {compute.dtype_name} | {shape} | {max_length} | torch {torch.__version__}"
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What this machine calls its processor."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

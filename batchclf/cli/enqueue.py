@@ -6,7 +6,7 @@ import click
 from batchclf.cli import options
 from batchclf.cli.options import plural
 from batchclf.cli.signals import stop_on_signals
-from batchclf.config import DEFAULT_ROWS_PER_SHARD, CutSettings, ReadSettings
+from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import EXIT_INPUT, EXIT_OK
 from batchclf.log import LogFormat, configure, report
 
@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 @options.queue_option
 @options.text_column_option
 @options.delimiter_option
-@click.option(
-    "--rows-per-shard",
-    type=click.IntRange(min=1),
-    default=DEFAULT_ROWS_PER_SHARD,
-    show_default=True,
-    metavar="N",
-    help="Rows of one message, committed as one file. Keep it between runs into one output.",
-)
+@options.rows_per_shard_option
 @click.option("--dry-run", is_flag=True, help="Show the shards; send nothing.")
 @options.log_format_option
 @options.endpoint_option

@@ -85,6 +85,24 @@ delimiter_option = click.option(
 )
 
 
+rows_per_shard_option = click.option(
+    "--rows-per-shard",
+    type=click.IntRange(min=1),
+    default=DEFAULT_ROWS_PER_SHARD,
+    show_default=True,
+    metavar="N",
+    help="Rows that are committed as one file. Keep it between runs into one output.",
+)
+min_score_option = click.option(
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    metavar="P",
+    help="Below this probability the label is null.",
+)
+
+
 def plural(count: int, noun: str) -> str:
     """`1 shard`, `2 shards`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
@@ -143,14 +161,7 @@ def _cut(rows_per_shard: int, limit: int | None) -> CutSettings:
 cut_options = group(
     "cut",
     _cut,
-    click.option(
-        "--rows-per-shard",
-        type=click.IntRange(min=1),
-        default=DEFAULT_ROWS_PER_SHARD,
-        show_default=True,
-        metavar="N",
-        help="Rows that are committed as one file. Keep it between runs into one output.",
-    ),
+    rows_per_shard_option,
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows."),
 )
 
@@ -239,14 +250,7 @@ def _predict(
 predict_options = group(
     "predict",
     _predict,
-    click.option(
-        "--min-score",
-        type=click.FloatRange(0, 1),
-        default=0.0,
-        show_default=True,
-        metavar="P",
-        help="Below this probability the label is null.",
-    ),
+    min_score_option,
     click.option(
         "--probs/--no-probs",
         default=True,

@@ -105,14 +105,7 @@ _limit_options = options.group(
 @options.model_options
 @options.text_column_option
 @options.delimiter_option
-@click.option(
-    "--min-score",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    metavar="P",
-    help="Below this probability the label is null.",
-)
+@options.min_score_option
 @_limit_options
 @click.option(
     "--token",

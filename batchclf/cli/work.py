@@ -10,7 +10,6 @@ from batchclf.cli.options import plural
 from batchclf.cli.signals import stop_on_signals
 from batchclf.config import (
     DEFAULT_MAX_SOURCE_BYTES,
-    DEFAULT_ROWS_PER_SHARD,
     CutSettings,
     ModelSettings,
     PredictSettings,
@@ -43,14 +42,7 @@ _MAX_VISIBILITY_S = 3600
 )
 @options.read_options
 @options.predict_options
-@click.option(
-    "--rows-per-shard",
-    type=click.IntRange(min=1),
-    default=DEFAULT_ROWS_PER_SHARD,
-    show_default=True,
-    metavar="N",
-    help="Rows of a new object that are committed as one file.",
-)
+@options.rows_per_shard_option
 @click.option(
     "--max-source-bytes",
     type=click.IntRange(min=1),
