@@ -1,6 +1,6 @@
 """The main path: shards in, committed outputs out.
 
-    fetch -> read -> tokenise -> predict -> write, publish
+    fetch -> read -> tokenise -> gather -> predict -> write, publish
 
 Each arrow is a bounded queue between threads, and the flow does not stop at the end of a shard:
 while one is being published, the next is being computed, and small shards share their batches.
@@ -154,7 +154,9 @@ def run_shards(
         fetched = flow.stage("fetch", _fetch(shards, tools, flow.check), depth=1)
         rows = flow.stage("read", _read(fetched, tools), depth=4)
         encoded = flow.stage("tokenise", _tokenise(rows, tools), depth=8)
-        predicted = flow.stage("predict", _predict(encoded, tools, flow.check, on_batch), depth=16)
+        # one window is gathered while another is computed
+        windows = flow.stage("gather", _windows(encoded, tools.engine.window_tokens), depth=1)
+        predicted = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=16)
         yield from _write(predicted, tools)
         on_end(flow.busy_shares("write"))
 
@@ -264,7 +266,7 @@ def _windows(
 
 
 def _predict(
-    items: Iterable[_Encoded | _Marker],
+    windows: Iterable[list[_Encoded | _Marker]],
     tools: Tools,
     check: Callable[[], None],
     on_batch: Callable[[int, int], None],
@@ -273,7 +275,7 @@ def _predict(
         on_batch(num_examples, num_tokens)
         check()
 
-    for window in _windows(items, tools.engine.window_tokens):
+    for window in windows:
         encoded = [item.encoded for item in window if isinstance(item, _Encoded)]
         ids = np.concatenate([e.ids for e in encoded] or [np.array([], np.int32)])
         lengths = np.concatenate([e.num_tokens for e in encoded] or [np.array([], np.int32)])
