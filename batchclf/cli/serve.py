@@ -114,6 +114,7 @@ _limit_options = options.group(
     "BATCHCLF_SERVE_TOKEN.",
 )
 @options.log_format_option
+@options.endpoint_option
 def serve(
     host: str,
     port: int | None,
@@ -124,6 +125,7 @@ def serve(
     limits: Limits,
     token: str | None,
     log_format: LogFormat,
+    endpoint_url: str | None,
 ) -> int:
     """Answer over HTTP: SageMaker's container contract, and a page to try the model.
 
@@ -144,6 +146,7 @@ def serve(
         _for_transform(limits, os.environ),
         min_score,
         token,
+        endpoint_url,
     )
     try:
         import starlette  # noqa: F401 - whether the extra is installed

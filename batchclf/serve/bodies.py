@@ -3,11 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
 
 from batchclf.serve.refusal import Refusal
 from batchclf.serve.settings import Limits
+
+if TYPE_CHECKING:
+    from batchclf.serve.connections import LimitedProtocol
 
 # A client that is slower than this on the whole runs out of time; one that is faster has all it
 # needs for a large body.
@@ -52,19 +57,17 @@ class Bodies:
 
     async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
+        connection: LimitedProtocol = request.scope["state"]["connection"]
         timeout_s = self._limits.client_timeout_s
         began = loop.time()
         size = 0
         more = True
         while more:
             latest = began + timeout_s + size / _LEAST_BYTES_PER_S
-            try:
-                async with asyncio.timeout_at(min(latest, loop.time() + timeout_s)):
-                    message = await request.receive()
-            except TimeoutError:
-                raise Refusal(
-                    408, "too_slow", "the body took too long to arrive; send it again"
-                ) from None
+            if connection.has_whole_body:
+                message = await request.receive()
+            else:
+                message = await _receive_until(request, min(latest, loop.time() + timeout_s))
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             chunk = message.get("body", b"")
@@ -86,6 +89,14 @@ class Bodies:
         return Refusal(
             413, "body_too_large", f"the body is larger than {most:,} bytes; send it in parts"
         )
+
+
+async def _receive_until(request: Request, deadline: float) -> Message:
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await request.receive()
+    except TimeoutError:
+        raise Refusal(408, "too_slow", "the body took too long to arrive; send it again") from None
 
 
 def _content_length(request: Request) -> int:

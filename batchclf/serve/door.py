@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import random
 import time
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchclf.log import fields
 from batchclf.serve.metrics import Metrics
+from batchclf.serve.refusal import CLIENT_GONE
 
 if TYPE_CHECKING:
     from batchclf.serve.connections import LimitedProtocol
@@ -21,7 +22,6 @@ _PIECE_BYTES = 64 << 10  # of an answer, written at once
 # A body that nobody wants is read and dropped for so long, so that its sender sees our answer
 # rather than a reset connection.
 _LINGER_S = 5.0
-_CLIENT_GONE = 499  # nginx's number for it; nobody receives it
 
 _SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -69,7 +69,7 @@ class Door:
 
     def _record(self, scope: Scope, request: "_Exchange") -> None:
         seconds = time.perf_counter() - request.began
-        status = _CLIENT_GONE if request.is_cut else request.status
+        status = CLIENT_GONE if request.is_cut else request.status
         route = self._route_of(scope["path"])
         self._metrics.count_request(route, status, seconds)
         noted: dict[str, Any] = scope["state"].get("noted", {})
@@ -101,7 +101,7 @@ class _Exchange:
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, timeout_s: float, door: Door
     ) -> None:
-        self.id = uuid.uuid4().hex[:16]
+        self.id = f"{random.getrandbits(64):016x}"
         self.began = time.perf_counter()
         self.status = 500
         self.is_cut = False
@@ -140,6 +140,8 @@ class _Exchange:
             headers += [(name, value) for name, value in _SAFE_HEADERS if name not in names]
             if self._door.draining or (self.status >= 400 and not self._body_ended):  # noqa: PLR2004
                 headers.append((b"connection", b"close"))
+            if self._scope["method"] != "HEAD" and not self._connection.is_congested:
+                self._connection.keep_head()
             await self._write({**message, "headers": headers})
             return
         body = message.get("body", b"")

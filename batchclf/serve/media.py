@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
+from functools import lru_cache
 
 JSON = "application/json"
 JSON_LINES = "application/jsonlines"
@@ -37,6 +38,7 @@ class MediaType:
         return self.parameters.get("header", "present").lower() != "absent"
 
 
+@lru_cache(256)
 def parse_media_type(value: str) -> MediaType | None:
     """A Content-Type as one of ours; None where it is of another kind."""
     written, parameters = _split(value)
@@ -51,7 +53,7 @@ def choose_media_type(accept: str | None, default: MediaType) -> MediaType | Non
         accept: the header; absent or empty, anything will do.
         default: what is sent where anything will do.
     """
-    if not accept or not accept.strip():
+    if not accept or not accept.strip() or accept in ("*/*", default.name):
         return default
     best: MediaType | None = None
     best_rank = (0.0, 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -53,8 +54,12 @@ class Metrics:
             registry=registry,
             buckets=_SECONDS,
         )
-        self._rows = Counter("batchclf_rows", "Rows answered", ["outcome"], registry=registry)
+        rows = Counter("batchclf_rows", "Rows answered", ["outcome"], registry=registry)
+        self._labelled, self._abstained, self._failed = map(
+            rows.labels, ("labelled", "abstained", "failed")
+        )
         self._tokens = Counter("batchclf_tokens", "Tokens that the model saw", registry=registry)
+        self._of_request: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
         self._batch_rows = Histogram(
             "batchclf_batch_rows", "Rows computed at once", registry=registry, buckets=_COUNTS
         )
@@ -83,21 +88,33 @@ class Metrics:
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """One answer, or a client that left before it."""
-        self._requests.labels(route, str(status)).inc()
-        self._request_seconds.labels(route).observe(seconds)
+        # To look a counter up costs more than to count.
+        key = route, status
+        if key not in self._of_request:
+            self._of_request[key] = (
+                self._requests.labels(route, str(status)),
+                self._request_seconds.labels(route),
+            )
+        counter, histogram = self._of_request[key]
+        counter.inc()
+        histogram.observe(seconds)
 
-    def count_rows(self, predictions: Predictions) -> None:
-        """The rows of one answer, by what became of them."""
-        num_failed = int((predictions.label < 0).sum())
-        num_abstained = int(predictions.abstained.sum())
-        num_labelled = len(predictions) - num_failed - num_abstained
-        for outcome, count in (
-            ("labelled", num_labelled),
-            ("abstained", num_abstained),
-            ("failed", num_failed),
-        ):
-            self._rows.labels(outcome).inc(count)
-        self._tokens.inc(int(predictions.num_tokens.sum()))
+    def count_rows(self, predictions: Predictions) -> dict[str, int]:
+        """The rows of one answer, by what became of them.
+
+        Returns:
+            What the access log says of them.
+        """
+        num_failed = int(np.count_nonzero(predictions.label < 0))
+        num_abstained = int(np.count_nonzero(predictions.abstained))
+        num_tokens = int(predictions.num_tokens.sum())
+        self._labelled.inc(len(predictions) - num_failed - num_abstained)
+        if num_failed:
+            self._failed.inc(num_failed)
+        if num_abstained:
+            self._abstained.inc(num_abstained)
+        self._tokens.inc(num_tokens)
+        return {"rows": len(predictions), "failed": num_failed, "tokens": num_tokens}
 
     def count_batch(self, batch: Batch) -> None:
         """One batch that was computed."""

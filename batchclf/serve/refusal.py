@@ -2,6 +2,8 @@
 
 from batchclf.errors import InputError
 
+CLIENT_GONE = 499  # nginx's number for a client that left; for our own log, nobody receives it
+
 
 class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
     """A request that is answered with a status other than 200.
@@ -11,16 +13,24 @@ class Refusal(Exception):  # noqa: N818 - an answer, not an error of ours
         code: one word for programs.
         message: one sentence for people; never a part of the request's text.
         retry_after_s: when to try again, where that would help.
+        allow: the methods that are allowed, where another one was used.
     """
 
     def __init__(
-        self, status: int, code: str, message: str, *, retry_after_s: int | None = None
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.retry_after_s = retry_after_s
+        self.allow = allow
 
     def as_dict(self) -> dict[str, dict[str, str]]:
         """What stands in the answer."""

@@ -1,6 +1,7 @@
 """The server's life: bind, load, warm up, answer, drain, leave."""
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -15,7 +16,7 @@ from batchclf.errors import EXIT_OK, EXIT_TRY_AGAIN, ConfigError
 from batchclf.log import fields
 from batchclf.serve.app import Service
 from batchclf.serve.batcher import Batcher
-from batchclf.serve.classifier import Classifier
+from batchclf.serve.classifier import ServedClassifier
 from batchclf.serve.connections import Entrance, limited_protocol
 from batchclf.serve.door import Door
 from batchclf.serve.metrics import Metrics
@@ -30,6 +31,7 @@ _GRACE_S = 20
 _KEEP_ALIVE_S = 75
 _BACKLOG = 4096
 _SPARE_FILES = 64  # open files other than connections
+_MOST_INLINE_S = 0.01  # /ping and other requests wait for so long
 
 
 class _Server(uvicorn.Server):
@@ -57,7 +59,7 @@ async def _serve(settings: ServeSettings) -> int:
     listener = _bind(settings.host, settings.port)
     metrics = Metrics()
     service = Service(settings, metrics)
-    door = Door(service.build_app(), metrics, settings.limits.client_timeout_s, service.route_of)
+    door = Door(service, metrics, settings.limits.client_timeout_s, service.route_of)
     server = _make_server(door, settings.limits, metrics)
     loop = asyncio.get_running_loop()
 
@@ -102,6 +104,8 @@ async def _work(service: Service, listener: socket.socket) -> None:
         max_wait_s=min(settings.limits.max_wait_s, smallest_s),
         max_queue_rows=settings.limits.max_queue_rows,
         on_batch=service.metrics.count_batch,
+        # While a GPU computes, the processor is free for other requests.
+        most_inline_s=_MOST_INLINE_S if classifier.compute.device.type == "cpu" else 0.0,
     )
     service.ready(classifier, batcher)
     host, port = listener.getsockname()[:2]
@@ -124,9 +128,13 @@ async def _work(service: Service, listener: socket.socket) -> None:
     await batcher.run()
 
 
-def _load(settings: ServeSettings) -> tuple[Classifier, float]:
-    classifier = Classifier(settings.model, settings.min_score)
-    return classifier, classifier.warm_up()
+def _load(settings: ServeSettings) -> tuple[ServedClassifier, float]:
+    classifier = ServedClassifier(settings.model, settings.min_score, settings.endpoint_url)
+    smallest_s = classifier.warm_up()
+    # What is loaded stays: to look through it for garbage takes longer than many an answer.
+    gc.collect()
+    gc.freeze()
+    return classifier, smallest_s
 
 
 def _make_server(door: Door, limits: Limits, metrics: Metrics) -> _Server:

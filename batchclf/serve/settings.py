@@ -37,6 +37,7 @@ class ServeSettings:
     Attributes:
         min_score: below this probability the label is null.
         token: what clients have to send as `Authorization: Bearer`; None: anybody may ask.
+        endpoint_url: another server of the S3 protocol, for a model that is there.
     """
 
     model: ModelSettings
@@ -46,6 +47,7 @@ class ServeSettings:
     limits: Limits = field(default_factory=Limits)
     min_score: float = 0.0
     token: str | None = field(default=None, repr=False)
+    endpoint_url: str | None = None
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):

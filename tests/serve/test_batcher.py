@@ -105,9 +105,9 @@ def test_a_lone_request_does_not_wait() -> None:
 def test_requests_that_arrive_during_a_batch_share_the_next_one() -> None:
     async def work(batcher: Batcher, model: Model) -> list[list[str | None]]:
         model.may_go_on.clear()
-        first = asyncio.create_task(batcher.classify(["a"]))
+        first = batcher.classify(["a"])
         await while_computing(model)
-        others = [asyncio.create_task(batcher.classify([name])) for name in "bcd"]
+        others = [batcher.classify([name]) for name in "bcd"]
         await asyncio.sleep(0)
         model.may_go_on.set()
         await asyncio.gather(first, *others)
@@ -129,9 +129,9 @@ def test_a_batch_begins_when_it_is_full() -> None:
 def test_an_article_does_not_wait_behind_a_file() -> None:
     async def work(batcher: Batcher, model: Model) -> int:
         model.may_go_on.clear()
-        file = asyncio.create_task(batcher.classify(["a" * 10] * 200))
+        file = batcher.classify(["a" * 10] * 200)
         await while_computing(model)
-        article = asyncio.create_task(batcher.classify(["article"]))
+        article = batcher.classify(["article"])
         await asyncio.sleep(0)
         model.may_go_on.set()
         await article
@@ -145,9 +145,9 @@ def test_an_article_does_not_wait_behind_a_file() -> None:
 def test_rows_beyond_the_bound_are_refused_with_a_time_to_come_back() -> None:
     async def work(batcher: Batcher, model: Model) -> Refusal:
         model.may_go_on.clear()
-        first = asyncio.create_task(batcher.classify(["a"]))
+        first = batcher.classify(["a"])
         await while_computing(model)
-        waiting = asyncio.create_task(batcher.classify(["b"] * 8))
+        waiting = batcher.classify(["b"] * 8)
         await asyncio.sleep(0)
         with pytest.raises(Refusal) as refused:
             await batcher.classify(["c"] * 3)
@@ -171,10 +171,10 @@ def test_an_empty_queue_takes_a_request_of_any_size() -> None:
 def test_a_request_that_was_given_up_is_not_computed() -> None:
     async def work(batcher: Batcher, model: Model) -> list[list[str | None]]:
         model.may_go_on.clear()
-        first = asyncio.create_task(batcher.classify(["a"]))
+        first = batcher.classify(["a"])
         await while_computing(model)
-        gone = asyncio.create_task(batcher.classify(["gone"] * 5))
-        other = asyncio.create_task(batcher.classify(["b"]))
+        gone = batcher.classify(["gone"] * 5)
+        other = batcher.classify(["b"])
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
@@ -185,6 +185,33 @@ def test_a_request_that_was_given_up_is_not_computed() -> None:
         return model.batches
 
     assert run(work, max_wait_s=0.0) == [["a"], ["b"]]
+
+
+def test_a_batch_is_computed_in_the_event_loop_when_it_is_known_to_be_quick() -> None:
+    here: list[bool] = []
+
+    async def main() -> None:
+        def predict(texts: Texts) -> Predictions:
+            here.append(threading.current_thread() is threading.main_thread())
+            return predictions_of(texts)
+
+        batcher = Batcher(
+            predict,
+            lambda text: len(text or ""),
+            batch_tokens=10**9,
+            max_wait_s=0.0,
+            max_queue_rows=10,
+            on_batch=ignore,
+            most_inline_s=3600.0,
+        )
+        running = asyncio.create_task(batcher.run())
+        for _ in range(2):  # how long a batch takes is known after the first
+            await batcher.classify(["a"])
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert here == [False, True]
 
 
 def test_what_breaks_the_model_ends_the_batcher_and_answers_its_requests() -> None:

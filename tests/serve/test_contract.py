@@ -249,6 +249,20 @@ def test_what_is_not_there_is_said_so_in_json(
     answer = server.ask(method, path)
     assert answer.status == status
     assert answer.json["error"]["message"]
+    assert answer.headers["Allow"] == ("POST" if status == 405 else None)
+
+
+def test_an_answer_comes_in_one_packet(server: Server) -> None:
+    with server.connect() as connection:
+        connection.sendall(b"GET /execution-parameters HTTP/1.1\r\nhost: test\r\n\r\n")
+        head, _, body = connection.recv(1 << 16).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert json.loads(body)
+
+
+def test_heads_alone_are_answered(server: Server) -> None:
+    answer = server.ask("HEAD", "/ping")
+    assert (answer.status, answer.body) == (200, b"")
 
 
 def test_a_body_may_come_in_chunks(server: Server) -> None:

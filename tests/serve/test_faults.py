@@ -187,6 +187,12 @@ def test_connections_beyond_the_limit_are_refused_with_a_reason(strict: Server) 
         for _ in range(20):
             stack.enter_context(strict.connect())
         wait_until(lambda: _is_refused(strict), "a refused connection")
+        assert strict.ask("GET", "/ping").status == 200  # a full server is a healthy one
+        with strict.connect() as connection:  # two requests at once
+            connection.sendall(REQUEST + REQUEST)
+            assert status_of(read_all(connection)) == 503
+        with strict.connect() as connection:  # no request
+            assert status_of(read_all(connection)) == 503
     wait_until(lambda: not _is_refused(strict), "room for a connection")
     assert still_answers(strict)
 
@@ -216,7 +222,7 @@ def test_ten_thousand_connections_are_served_or_refused_politely(
             served = refused = 0
             for _ in range(wanted):
                 connection = stack.enter_context(server.connect())
-                connection.sendall(b"GET /ping HTTP/1.1\r\nhost: test\r\n\r\n")
+                connection.sendall(b"GET /model HTTP/1.1\r\nhost: test\r\n\r\n")
                 try:
                     status = status_of(connection.recv(1 << 12))
                 except ConnectionResetError:
@@ -225,6 +231,7 @@ def test_ten_thousand_connections_are_served_or_refused_politely(
                 refused += status == 503
             assert served == 1000
             assert refused == wanted - 1000
+            assert server.ask("GET", "/ping").status == 200
             stack.close()
             wait_until(lambda: still_answers(server), "an answer after all that")
             assert server.metric("process_open_fds") < 200
