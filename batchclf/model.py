@@ -27,7 +27,7 @@ from batchclf.errors import CheckpointError
 Head = Literal["last_token", "flatten"]
 
 _gelu_tanh = partial(F.gelu, approximate="tanh")
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
     "gelu": F.gelu,
@@ -81,10 +81,10 @@ class ModelConfig:
             raise CheckpointError(
                 f"n_embd {self.hidden_size} is not a multiple of n_head {self.num_heads}"
             )
-        if self.activation not in _ACTIVATIONS:
+        if self.activation not in ACTIVATIONS:
             raise CheckpointError(
                 f"activation_function {self.activation!r} is not supported; "
-                f"it must be one of {', '.join(_ACTIVATIONS)}"
+                f"it must be one of {', '.join(ACTIVATIONS)}"
             )
         if self.head == "last_token":
             if self.head_length:
@@ -284,7 +284,7 @@ class _MLP(nn.Module):
         self.c_fc = nn.Linear(config.hidden_size, config.inner_size)
         self.c_proj = nn.Linear(config.inner_size, config.hidden_size)
         self.dropout = nn.Dropout(config.resid_dropout)
-        self.activation = _ACTIVATIONS[config.activation]
+        self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, hidden: Tensor) -> Tensor:
         output: Tensor = self.dropout(self.c_proj(self.activation(self.c_fc(hidden))))
@@ -435,13 +435,13 @@ class GPT2Classifier(nn.Module):
         weight_CLH = self._weight_CLH()[:, -tokens:]
         with _without_autocast(shifted_BTH):
             real_BC = F.linear(shifted_BTH.flatten(1), weight_CLH.flatten(1), self.fc1.bias.float())
-        return real_BC + self._pad_table()[pads_B]
+        return real_BC + self.pad_table()[pads_B]
 
     def _weight_CLH(self) -> Tensor:  # noqa: N802 - the suffix is a shape
         shape = (self.config.num_labels, self.config.head_length, self.config.hidden_size)
         return self.fc1.weight.float().view(shape)
 
-    def _pad_table(self) -> Tensor:
+    def pad_table(self) -> Tensor:
         """What p pads add to the logits, [L + 1, C] for p = 0 to L.
 
         Kept only between forwards without gradients: whatever trains the weights drops it.

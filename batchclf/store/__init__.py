@@ -4,7 +4,7 @@ Two doors. `find_sources` and `open_source` read inputs; `open_folder` gives the
 whose `publish` is create-only: the object that appears is the commit, and it appears once.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import BinaryIO
 
 from batchclf.errors import ConfigError, InputError
@@ -26,6 +26,7 @@ __all__ = [
     "find_object",
     "find_sources",
     "hidden",
+    "list_objects",
     "open_folder",
     "open_source",
     "open_source_tail",
@@ -84,6 +85,18 @@ def read_object(uri: str, most_bytes: int, endpoint_url: str | None = None) -> b
     return S3.connect(endpoint_url).read(uri, most_bytes)
 
 
+def list_objects(uri: str, endpoint_url: str | None = None) -> Mapping[str, Source]:
+    """Name to object of all that is on S3 directly under a prefix, folders in it left out.
+
+    Raises:
+        InputError: it may not be listed.
+        StoreError: the store kept failing.
+    """
+    from batchclf.store.s3 import S3
+
+    return S3.connect(endpoint_url).list_objects(uri)
+
+
 def open_source(source: Source, endpoint_url: str | None = None) -> BinaryIO:
     """The whole of an input as a seekable file that is gone when it is closed.
 
@@ -137,7 +150,8 @@ def check_separate(inputs: Iterable[str], output: str) -> None:
 def open_folder(uri: str, endpoint_url: str | None = None) -> Folder:
     """The output folder at a local path or an s3:// prefix."""
     if is_s3(uri):
-        from batchclf.store.s3 import S3, S3Folder
+        from batchclf.store.s3 import S3
+        from batchclf.store.s3_folder import S3Folder
 
         return S3Folder(S3.connect(endpoint_url), uri)
     return LocalFolder(uri)
