@@ -3,7 +3,8 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -61,6 +62,10 @@ class Held:
     A message is settled when it was deleted or released, and also when it was abandoned: others
     may have it then, so it is never deleted, and its work here is worth nothing more.
 
+    One call at a time changes the visibility of a message. An extension that reached the queue
+    after a release would hide the message from all; so a release waits for the extension under
+    way, and the heart passes over what is being released.
+
     Args:
         queue: where they are from.
         numbers: told how many were settled in each way, and how late the heart beats.
@@ -81,6 +86,8 @@ class Held:
         self._on_failure = on_failure
         self._clock = clock
         self._lock = threading.Lock()
+        self._unchanged = threading.Condition(self._lock)
+        self._changing: set[Delivery] = set()  # whose visibility a call is about to change
         self._deliveries: dict[str, Delivery] = {}
         self._num_bytes = 0
         self._ending = threading.Event()
@@ -150,13 +157,34 @@ class Held:
             deliveries = list(self._deliveries.values())
         old = [d for d in deliveries if now + visibility_s > d.received_s + MAX_HELD_S]
         self._abandon(old, "twelve hours after its receipt the queue gives it to others")
-        due = [d for d in deliveries if now >= d.visible_s - visibility_s / 2 and d in self]
-        late_s = max((now - (d.visible_s - visibility_s / 2) for d in due), default=0.0)
-        self._numbers.gauge("heartbeat_lag_s", late_s)
-        self._numbers.gauge("held", len(self))
-        self._numbers.gauge("oldest_message_age_s", self.oldest_s())
-        if due:
-            self._extend(due)
+        due = [d for d in deliveries if now >= d.visible_s - visibility_s / 2]
+        with self._change(due, wait=False) as due:
+            late_s = max((now - (d.visible_s - visibility_s / 2) for d in due), default=0.0)
+            self._numbers.gauge("heartbeat_lag_s", late_s)
+            self._numbers.gauge("held", len(self))
+            self._numbers.gauge("oldest_message_age_s", self.oldest_s())
+            if due:
+                self._extend(due)
+
+    @contextmanager
+    def _change(self, deliveries: Sequence[Delivery], *, wait: bool) -> Iterator[list[Delivery]]:
+        """Those that are still held, for one who alone changes their visibility in the meantime.
+
+        Args:
+            deliveries: to be changed.
+            wait: for whoever changes some of them; else those are left out.
+        """
+        with self._unchanged:
+            if wait:
+                self._unchanged.wait_for(lambda: self._changing.isdisjoint(deliveries))
+            ours = [d for d in deliveries if d in self and d not in self._changing]
+            self._changing.update(ours)
+        try:
+            yield ours
+        finally:
+            with self._unchanged:
+                self._changing.difference_update(ours)
+                self._unchanged.notify_all()
 
     def _extend(self, due: Sequence[Delivery]) -> None:
         handles = [delivery.receipt_handle for delivery in due]
@@ -195,8 +223,7 @@ class Held:
 
     def release(self, deliveries: Iterable[Delivery], backoff: Backoff) -> None:
         """Give messages back, to be tried again after a delay that grows with each receipt."""
-        left = [delivery for delivery in deliveries if delivery in self]
-        self._release(left, [backoff.delay_s(delivery.receive_count) for delivery in left])
+        self._release(list(deliveries), lambda each: backoff.delay_s(each.receive_count))
 
     def release_all(self) -> None:
         """Give back everything at once; what cannot be comes back when its visibility ends."""
@@ -205,30 +232,54 @@ class Held:
         try:
             for first in range(0, len(left), _RELEASED_AT_ONCE):
                 some = left[first : first + _RELEASED_AT_ONCE]
-                self._release(some, [0] * len(some), in_haste=True)
+                self._release(some, lambda _: 0, in_haste=True)
         except BatchclfError as error:
             log.warning("%d messages come back when their time is up: %s", len(self), error)
 
     def _release(
-        self, left: Sequence[Delivery], delays_s: Sequence[int], *, in_haste: bool = False
+        self,
+        deliveries: Sequence[Delivery],
+        delay_s: Callable[[Delivery], int],
+        *,
+        in_haste: bool = False,
     ) -> None:
-        if not left:
-            return
-        handles = [delivery.receipt_handle for delivery in left]
-        refusals = self._queue.release(handles, delays_s, in_haste=in_haste)
-        for place, refusal in refusals.items():
-            self._abandon([left[place]], f"it could not be given back: {refusal}")
-        self._numbers.count("released", len(self._settle(left)))
+        with self._change(deliveries, wait=True) as left:
+            if not left:
+                return
+            # Let go of them first: what is visible again may be received again before the reply
+            # is here, and is new then.
+            self._settle(left)
+            handles = [delivery.receipt_handle for delivery in left]
+            delays_s = [delay_s(delivery) for delivery in left]
+            try:
+                refusals = self._queue.release(handles, delays_s, in_haste=in_haste)
+            except BatchclfError:
+                self._take_back(left)
+                raise
+            for place, refusal in refusals.items():
+                self._tell_abandoned(left[place], f"it could not be given back: {refusal}")
+            self._numbers.count("released", len(left) - len(refusals))
+
+    def _take_back(self, deliveries: Sequence[Delivery]) -> None:
+        """Hold again what was let go of, but for what was received again meanwhile."""
+        with self._lock:
+            for delivery in deliveries:
+                if delivery.message_id not in self._deliveries:
+                    self._deliveries[delivery.message_id] = delivery
+                    self._num_bytes += delivery.size_bytes
 
     def _abandon(self, deliveries: Sequence[Delivery], reason: str) -> None:
         for delivery in self._settle(deliveries):
-            self._numbers.count("abandoned")
-            log.warning(
-                "abandoned message %s: %s",
-                delivery.message_id,
-                reason,
-                extra=fields(message_id=delivery.message_id, reason=reason),
-            )
+            self._tell_abandoned(delivery, reason)
+
+    def _tell_abandoned(self, delivery: Delivery, reason: str) -> None:
+        self._numbers.count("abandoned")
+        log.warning(
+            "abandoned message %s: %s",
+            delivery.message_id,
+            reason,
+            extra=fields(message_id=delivery.message_id, reason=reason),
+        )
 
     def _settle(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Let go of messages; those that were held until now."""

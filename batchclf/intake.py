@@ -16,7 +16,10 @@ from batchclf.errors import (
     InputChangedError,
     InputError,
     MessageError,
+    OutOfSpaceError,
     OutputError,
+    QueueError,
+    StoreError,
 )
 from batchclf.held import Backoff, Held, Numbers
 from batchclf.log import fields
@@ -29,6 +32,7 @@ from batchclf.messages import (
     ShardRef,
     parse,
 )
+from batchclf.outage import OutageWatch
 from batchclf.planning import cut_source
 from batchclf.shards import Shard
 from batchclf.source import QueuedArticle
@@ -84,7 +88,7 @@ class ReadyShards:
 
     delivery: Delivery
     left: set[Shard]
-    errors: list[InputError | OutputError] = field(default_factory=list)
+    errors: list[InputError | OutputError | StoreError] = field(default_factory=list)
 
 
 Ready = ReadyArticle | ReadyShards
@@ -96,6 +100,7 @@ class Reading:
     Args:
         read, cut: as for the sources of `classify`.
         allowed: what messages may point to.
+        outage: told of each object whose content could be read.
         endpoint_url: of the store.
     """
 
@@ -104,11 +109,13 @@ class Reading:
         read: ReadSettings,
         cut: CutSettings,
         allowed: AllowedSources,
+        outage: OutageWatch,
         endpoint_url: str | None,
     ) -> None:
         self._read = read
         self._cut = cut
         self._allowed = allowed
+        self._outage = outage
         self._endpoint_url = endpoint_url
 
     def resolve(self, delivery: Delivery, held: Held) -> Ready | None:
@@ -116,12 +123,14 @@ class Reading:
 
         Raises:
             InputError: the message is not understood, or may not or cannot be followed.
-            StoreError, CredentialsError: the store fails for all alike.
+            StoreError: the store keeps failing for what it points to.
+            OutOfSpaceError, CredentialsError: that would be so for every message.
         """
         message = parse(delivery.body, self._read.text_columns)
         if isinstance(message, Pointer):
             self._allowed.check(message.uri)
             content = read_object(message.uri, MAX_BODY_BYTES, self._endpoint_url)
+            self._outage.end()
             held.weigh(delivery, len(content))
             message = parse(content, self._read.text_columns)
             if not isinstance(message, Article):
@@ -155,7 +164,10 @@ class Reading:
             try:
                 source = find_object(uri, self._endpoint_url)
                 ready.left.update(cut_source(source, self._read, self._cut, self._endpoint_url))
-            except InputError as error:
+                self._outage.end()
+            except OutOfSpaceError:
+                raise
+            except (InputError, StoreError) as error:
                 ready.errors.append(error)
         if not ready.left:
             raise ready.errors[0]
@@ -169,6 +181,7 @@ class Intake:
     one at a time, since each is minutes of work that another worker could begin.
 
     Args:
+        outage: tells a store that fails for one message from one that fails for all.
         interrupt: stops receiving.
     """
 
@@ -180,11 +193,13 @@ class Intake:
         settings: TakeSettings,
         backoff: Backoff,
         numbers: Numbers,
+        outage: OutageWatch,
         interrupt: threading.Event,
     ) -> None:
         self._queue = queue
         self._held = held
         self._reading = reading
+        self._outage = outage
         self._settings = settings
         self._backoff = backoff
         self._numbers = numbers
@@ -195,6 +210,7 @@ class Intake:
         self._closing = False
         self._num_asked = 0  # messages of the receives under way
         self._num_receiving = 0
+        self._num_replies = 0
         self._num_taken = 0
         self._num_rows = 0
         self._shards: list[Delivery] = []  # messages of shards
@@ -254,7 +270,7 @@ class Intake:
                 received = []
                 new: list[Delivery] = []
                 try:
-                    received = self._queue.receive(most, wait_s)
+                    received = self._receive(most, wait_s)
                     new = self._held.add(received)
                 finally:
                     self._replied(most, len(received), len(new))
@@ -265,6 +281,24 @@ class Intake:
         finally:
             with self._changed:
                 self._changed.notify_all()
+
+    def _receive(self, most: int, wait_s: int) -> list[Delivery]:
+        """Messages; none where this call failed, and another of ours may yet be answered.
+
+        The queue itself fails if the last receive under way does and none was answered meanwhile.
+        """
+        num_replies = self._num_replies
+        try:
+            received = self._queue.receive(most, wait_s)
+        except QueueError as error:
+            with self._changed:
+                is_last = self._num_receiving == 1
+            if is_last and self._num_replies == num_replies:
+                raise
+            log.warning("%s; as not all receives fail, this goes on", error)
+            return []
+        self._num_replies += 1
+        return received
 
     def _admit(self) -> int:
         """Wait until a receive makes sense; how many to ask for, or 0 for never again."""
@@ -324,9 +358,11 @@ class Intake:
         for delivery in new:
             try:
                 found = self._resolve(delivery)
-            except (InputError, OutputError) as error:
+            except (InputError, OutputError, StoreError) as error:
                 refused.append(delivery)
                 tell_refused(delivery, error, self._backoff)
+                if isinstance(error, StoreError):
+                    self._outage.check(delivery.message_id, error)
                 continue
             if found is None:
                 done.append(delivery)
@@ -356,7 +392,9 @@ class Intake:
             raise MessageError(str(error)) from error
 
 
-def tell_refused(delivery: Delivery, error: InputError | OutputError, backoff: Backoff) -> None:
+def tell_refused(
+    delivery: Delivery, error: InputError | OutputError | StoreError, backoff: Backoff
+) -> None:
     """Log why a message is given back, for its redrive policy to take in the end."""
     delay_s = backoff.delay_s(delivery.receive_count)
     log.error(

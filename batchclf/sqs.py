@@ -27,6 +27,16 @@ from botocore.exceptions import (
 )
 
 from batchclf.errors import BatchclfError, ConfigError, CredentialsError, QueueError
+from batchclf.retries import (
+    ATTEMPTS,
+    BAD_CREDENTIALS,
+    ONE_ATTEMPT,
+    THROTTLED,
+    code_of,
+    may_pass,
+    retry,
+    status_of,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -39,16 +49,13 @@ BATCH_ENTRIES = 10  # of one batch call, and messages of one receive
 MAX_HELD_S = 43_200  # visibility ends twelve hours after receipt, however often it was extended
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-short-and-long-polling.html
 LONG_POLL_S = 20
-# Messages received and not deleted, of all consumers of a queue together.
-# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html
-MAX_IN_FLIGHT = 120_000
 
 _CONNECT_TIMEOUT_S = 5
 _POLL_SLACK_S = 10  # beyond the long poll, until a receive counts as stalled
 _MOST_CALL_S = 10.0  # until another call counts as stalled
-# Attempts of one call, waits between them random up to 1, 2, 4 ... 20 s: half a minute on average.
-# https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html
-_ATTEMPTS = 8
+# Until an extension does, or a release before the end of the process: after SIGTERM one of each may
+# have to be waited for, each with two attempts, and there are 30 s for everything.
+_MOST_EXTEND_S = 4.0
 _EXTEND_ATTEMPTS = 2  # the next beat of the heart is another
 _ENTRY_ATTEMPTS = 5  # of the entries that failed in a batch which itself did not
 _ENTRY_WAIT_S = 0.2  # before the second; random, up to twice as long before each further one
@@ -143,9 +150,9 @@ class Queue:
         region = (match["region"] or match["legacy"]) if match else None
         connect = _connector(url, endpoint_url, region)
         # A stalled call must not cost the heartbeat the messages that it is there to keep.
-        call_s = min(max(visibility_s / 4, 1.0), _MOST_CALL_S)
-        self._receiving = connect(LONG_POLL_S + _POLL_SLACK_S, _ATTEMPTS)
-        self._calling = connect(_MOST_CALL_S, _ATTEMPTS)
+        call_s = min(max(visibility_s / 4, 1.0), _MOST_EXTEND_S)
+        self._receiving = connect(LONG_POLL_S + _POLL_SLACK_S, ATTEMPTS)
+        self._calling = connect(_MOST_CALL_S, ATTEMPTS)
         self._extending = connect(call_s, _EXTEND_ATTEMPTS)
         self._pools = {
             name: ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix=name)
@@ -370,21 +377,21 @@ def _connector(
         config = Config(
             connect_timeout=min(_CONNECT_TIMEOUT_S, read_timeout_s),
             read_timeout=read_timeout_s,
-            retries={
-                "mode": "standard",
-                "total_max_attempts": int(os.environ.get("AWS_MAX_ATTEMPTS", attempts)),
-            },
+            retries=ONE_ATTEMPT,
+            parameter_validation=False,  # a twentieth of the time of a call, and all are made here
             max_pool_connections=2 * _CALLS_AT_ONCE,
             tcp_keepalive=True,
         )
         try:
-            return session.client(
+            client = session.client(
                 "sqs", endpoint_url=endpoint_url, region_name=region, config=config
             )
         except NoRegionError as error:
             raise ConfigError(f"{url}: {error} Set AWS_REGION.") from error
         except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"{url}: {error}") from error
+        retry(client, attempts)
+        return client
 
     session = boto3.session.Session()
     return connect
@@ -395,33 +402,6 @@ def _jittered(attempt: int) -> float:
     return random.uniform(0, _ENTRY_WAIT_S * 2**attempt)
 
 
-_TOO_MANY_REQUESTS = 429
-_SERVER_ERROR = 500
-# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
-_BAD_CREDENTIALS = {
-    "ExpiredToken",
-    "ExpiredTokenException",
-    "IncompleteSignature",
-    "InvalidAccessKeyId",
-    "InvalidClientTokenId",
-    "InvalidSecurity",
-    "MissingAuthenticationToken",
-    "NotAuthorized",
-    "OptInRequired",
-    "RequestExpired",
-    "SignatureDoesNotMatch",
-    "UnrecognizedClientException",
-}
-_THROTTLED = {
-    "KmsThrottled",
-    "RequestThrottled",
-    "ServiceUnavailable",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "ThrottledException",
-    "TooManyRequestsException",
-}
 _NO_QUEUE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "InvalidAddress"}
 _OVER_LIMIT = {"OverLimit", "AWS.SimpleQueueService.OverLimit"}
 
@@ -430,20 +410,19 @@ def _refusal(entry: Mapping[str, Any]) -> Refusal:
     if "Unanswered" in entry:
         return Refusal("", entry["Unanswered"], is_final=False, is_answered=False)
     code = str(entry.get("Code", ""))
-    is_final = bool(entry.get("SenderFault")) and code not in _THROTTLED
+    is_final = bool(entry.get("SenderFault")) and code not in THROTTLED
     return Refusal(code, str(entry.get("Message", "")), is_final)
 
 
 def _translate(error: ClientError, url: str) -> BatchclfError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code, status = code_of(error), status_of(error)
     said = f"{code} {error.response.get('Error', {}).get('Message', '')}".strip()
-    if code in _BAD_CREDENTIALS:
+    if code in BAD_CREDENTIALS:
         return CredentialsError(f"{url}: the credentials are not accepted ({said}); renew them")
     if code in _NO_QUEUE:
         return ConfigError(f"{url}: there is no such queue")
     if code in _OVER_LIMIT:
         return _OverLimitError(f"{url}: too many messages are in flight ({said})")
-    if status >= _SERVER_ERROR or status == _TOO_MANY_REQUESTS or code in _THROTTLED:
+    if may_pass(code, status):
         return QueueError(f"{url}: the queue keeps answering {status} {said}; try again later")
     return ConfigError(f"{url}: the queue answered {status} {said}")

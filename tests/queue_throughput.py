@@ -8,8 +8,12 @@ Four measurements, each from a queue with the same articles in it:
   most. A worker that comes near it is held up by the server.
 - `tiny`: a worker whose model is so small that it costs next to nothing; and how many messages it
   and the server move in a second of their own processor time, less what it takes to start.
-- `small`: a worker with data/models/bbc-small, next to `classify` of the same articles from a file;
-  the share of its time that the file does not cost is what the queue adds.
+- `small`: a worker with data/models/bbc-small, next to `classify` of the same articles from a file.
+  What the queue adds is told in three ways: as the share of the worker's processor time, less what
+  it takes to start, that its threads for the queue spend (`cpu_share`); as the share of its time
+  that the file does not cost, with the server on one core and worker and `classify` each alone on
+  another (`pinned`); and likewise where all share all cores (`queue_share`), where the server takes
+  its part.
 """
 
 import argparse
@@ -21,8 +25,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +50,8 @@ NUM_LATENCIES = 5
 START_S = 120.0
 POLL_S = 0.02
 SMALL_MODEL = REPOSITORY / "data" / "models" / "bbc-small"
+# Threads that do nothing but what a file would not need: receive and parse, extend, delete.
+QUEUE_THREADS = ("receive", "heartbeat", "extend", "settle")
 SETTINGS = ("--dtype", "float32", "--log-format", "json")
 
 
@@ -108,20 +115,50 @@ def cpu_s() -> tuple[float, float]:
     return times.user + times.system, ended.ru_utime + ended.ru_stime
 
 
+@contextmanager
+def pinned(core: int) -> Iterator[None]:
+    """What is started here runs on that core alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def pin_server(core: int) -> None:
+    """All its threads; those that it starts later follow."""
+    (server,) = psutil.Process().children()
+    for thread in server.threads():
+        os.sched_setaffinity(thread.id, {core})
+
+
 def with_worker(endpoint: Endpoint, queue: Queue, model: Path, *args: str) -> dict[str, Any]:
     """What a worker says at its end, and the processor time that it and the server took."""
     before = cpu_s()
-    with servers.fresh_bucket(endpoint) as bucket:
-        ended = batchclf(
-            *("work", "--queue", queue.url, "--model", model, "--output", f"s3://{bucket}/out"),
-            *(*SETTINGS, *args),
-            env=endpoint.env,
+    with servers.fresh_bucket(endpoint) as bucket, tempfile.TemporaryDirectory() as folder:
+        account = Path(folder) / "threads.json"
+        ended = subprocess.run(
+            servers.tethered(
+                [
+                    *(sys.executable, REPOSITORY / "tests" / "cpu_by_thread.py", account),
+                    *("work", "--queue", queue.url, "--model", model),
+                    *("--output", f"s3://{bucket}/out", *SETTINGS, *args),
+                ]
+            ),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=servers.clean_environment({**endpoint.env, "OMP_NUM_THREADS": "1"}),
+            check=False,
         )
-    if ended.returncode:
-        raise SystemExit(f"work: {ended.stderr}")
+        if ended.returncode:
+            raise SystemExit(f"work: {ended.stderr}")
+        by_thread: dict[str, float] = json.loads(account.read_text())
     server_s, worker_s = (round(b - a, 2) for a, b in zip(before, cpu_s(), strict=True))
     said: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    return said | {"cpu_s": {"server": server_s, "worker": worker_s}}
+    queue_s = round(sum(by_thread.get(name, 0.0) for name in QUEUE_THREADS), 3)
+    return said | {"cpu_s": {"server": server_s, "worker": worker_s, "queue": queue_s}}
 
 
 def latencies(endpoint: Endpoint, queue: Queue) -> list[float]:
@@ -199,18 +236,42 @@ def measure(server: str, num_articles: int, num_small: int, folder: Path) -> dic
             "messages_per_cpu_s": {w: round(num_articles / s, 1) for w, s in spent.items()},
         }
         with servers.fresh_queue(endpoint) as queue:
-            send_all(queue, article_messages(small))
-            worker = with_worker(endpoint, queue, SMALL_MODEL, "--max-messages", str(num_small))
-        with servers.fresh_queue(endpoint) as queue:
+            idle_s = with_worker(endpoint, queue, SMALL_MODEL, "--idle-exit", "0")["cpu_s"]
             found["latency"] = {"gather_s": GATHER_S, "seconds": latencies(endpoint, queue)}
+        worker = from_queue(endpoint, small)
         file = with_file(small, folder / "file", SMALL_MODEL)
+        spent_s = worker["cpu_s"]["worker"] - idle_s["worker"]
         found["small"] = {
             "num_articles": num_small,
             "worker": summary(worker),
             "classify": summary(file),
-            "queue_share": round(1 - worker["articles_per_s"] / file["articles_per_s"], 3),
+            "cpu_share": round(worker["cpu_s"]["queue"] / spent_s, 3),
+            "queue_share": queue_share(worker, file),
         }
+        cores = sorted(os.sched_getaffinity(0))
+        if len(cores) > 1:
+            pin_server(cores[0])
+            with pinned(cores[1]):
+                worker = from_queue(endpoint, small)
+                file = with_file(small, folder / "pinned", SMALL_MODEL)
+            found["small"]["pinned"] = {
+                "worker": summary(worker),
+                "classify": summary(file),
+                "queue_share": queue_share(worker, file),
+            }
     return found
+
+
+def from_queue(endpoint: Endpoint, table: pa.Table) -> dict[str, Any]:
+    """What a worker with the small model says that takes all articles from a queue."""
+    with servers.fresh_queue(endpoint) as queue:
+        send_all(queue, article_messages(table))
+        return with_worker(endpoint, queue, SMALL_MODEL, "--max-messages", str(table.num_rows))
+
+
+def queue_share(worker: dict[str, Any], file: dict[str, Any]) -> float:
+    """Share of the worker's time that `classify` did not need."""
+    return round(1 - worker["articles_per_s"] / file["articles_per_s"], 3)
 
 
 def summary(said: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +282,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--server", choices=["moto", "ministack"], default="moto")
     parser.add_argument("--articles", type=int, default=20_000, help="through the tiny model")
-    parser.add_argument("--small", type=int, default=5_000, help="through the small model")
+    parser.add_argument("--small", type=int, default=10_000, help="through the small model")
     parser.add_argument("--json", type=Path, metavar="FILE")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="throughput-"))

@@ -50,10 +50,11 @@ COMMAND_S = 300.0
 # Of a worker; anything else is a failure. SIGTERM itself ends one that is not yet further than the
 # start of Python.
 ENDS = {75, -signal.SIGKILL, -signal.SIGTERM}
-# The more messages moto holds, the longer each call takes it.
+# For each message that moto hands out it counts all that it holds, several times over
+# (is_message_valid_based_on_retention_period in moto/sqs/models.py).
 HELD: dict[str, Any] = {
-    "moto": {"gather_rows": 25, "most_visible": 50},
-    "ministack": {"gather_rows": 200, "most_visible": 2000},
+    "moto": {"gather_rows": 25, "most_held": 100},
+    "ministack": {"gather_rows": 200, "most_held": 4000},
 }
 SETTINGS = ("--dtype", "float32", "--log-format", "json")
 
@@ -68,7 +69,7 @@ class Plan:
         max_receive_count: of the queue; every worker that dies costs what it held one receipt.
         fault_rate: share of the calls that meet a fault on the wire.
         gather_rows: articles in one set.
-        most_visible: messages that wait before no more are sent.
+        most_held: messages in the queue, received or not, before no more articles are sent.
         deadline_s: for the queue to become empty.
     """
 
@@ -81,7 +82,7 @@ class Plan:
     max_receive_count: int = 8
     fault_rate: float = 0.02
     gather_rows: int = 200
-    most_visible: int = 2000
+    most_held: int = 4000
     visibility_s: int = 10
     deadline_s: float = 3600.0
     seed: int = 0
@@ -290,14 +291,11 @@ def batchclf(*args: str | Path, env: dict[str, str]) -> subprocess.CompletedProc
 
 
 def feed(queue: Queue, bodies: list[str], plan: Plan) -> list[str]:
-    """Send as the workers take; returns the message ids in the order of the bodies.
-
-    What moto needs for a receive grows with the messages that it holds.
-    """
+    """Send as the workers are done; returns the message ids in the order of the bodies."""
     sent: list[str] = []
     deadline = time.monotonic() + plan.deadline_s
     while len(sent) < len(bodies) and time.monotonic() < deadline:
-        room = plan.most_visible - queue.backlog().num_visible
+        room = plan.most_held - queue.backlog().total
         if room > 0:
             sent += queue.send(*bodies[len(sent) : len(sent) + room])
         else:

@@ -1,5 +1,6 @@
 """What is held: extended in time, settled once, and given back with growing delays."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -288,6 +289,89 @@ def test_at_the_end_everything_is_given_back_at_once(
     held.release_all()
     assert sorted(queue.released) == sorted((f"{number}-1", 0) for number in range(450))
     assert len(held) == 0
+
+
+def test_a_release_waits_for_the_extension_of_its_message_that_is_under_way(
+    clock: Clock, numbers: Numbers
+) -> None:
+    """Else the queue could hide the message once more after it was given back."""
+    was_released = threading.Event()
+
+    class Slow(FakeQueue):
+        def extend(self, receipt_handles: Sequence[str]) -> dict[int, Refusal]:
+            releasing.start()
+            assert not was_released.wait(0.2)
+            return super().extend(receipt_handles)
+
+        def release(
+            self, receipt_handles: Sequence[str], delays_s: Sequence[int], *, in_haste: bool
+        ) -> dict[int, Refusal]:
+            was_released.set()
+            return super().release(receipt_handles, delays_s, in_haste=in_haste)
+
+    queue = Slow()
+    held = Held(queue, numbers, pytest.fail, clock)
+    held.add([received(clock, "a")])
+    releasing = threading.Thread(target=held.release_all)
+    clock.now += VISIBILITY_S / 2
+    held.beat()
+    releasing.join()
+    assert (queue.extended, queue.released) == ([["a-1"]], [("a-1", 0)])
+
+
+def test_what_is_being_released_is_not_extended(clock: Clock, numbers: Numbers) -> None:
+    class Beating(FakeQueue):
+        def release(
+            self, receipt_handles: Sequence[str], delays_s: Sequence[int], *, in_haste: bool
+        ) -> dict[int, Refusal]:
+            held.beat()
+            return super().release(receipt_handles, delays_s, in_haste=in_haste)
+
+    queue = Beating()
+    held = Held(queue, numbers, pytest.fail, clock)
+    messages = [received(clock, "a"), received(clock, "b")]
+    held.add(messages)
+    clock.now += VISIBILITY_S / 2
+    held.release(messages[:1], Backoff(10))
+    assert (queue.extended, queue.released) == ([["b-1"]], [("a-1", 10)])
+
+
+def test_a_message_received_again_before_the_reply_to_its_release_is_new_work(
+    clock: Clock, numbers: Numbers
+) -> None:
+    """Else it would be hidden, and nobody's, until its time is up."""
+    again = received(clock, "a", "a-2", 2)
+    new: list[Delivery] = []
+
+    class Racing(FakeQueue):
+        def release(
+            self, receipt_handles: Sequence[str], delays_s: Sequence[int], *, in_haste: bool
+        ) -> dict[int, Refusal]:
+            new.extend(held.add([again]))
+            return super().release(receipt_handles, delays_s, in_haste=in_haste)
+
+    held = Held(Racing(), numbers, pytest.fail, clock)
+    message = received(clock, "a")
+    held.add([message])
+    held.release([message], Backoff(0))
+    assert new == [again]
+    assert (again in held, numbers.counts) == (True, {"released": 1})
+
+
+def test_what_could_not_be_released_is_extended_again(
+    held: Held, queue: FakeQueue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: object, **options: object) -> dict[int, Refusal]:
+        raise QueueError("gone")
+
+    message = received(clock, "a")
+    held.add([message])
+    monkeypatch.setattr(queue, "release", gone)
+    with pytest.raises(QueueError):
+        held.release([message], Backoff(10))
+    clock.now += VISIBILITY_S / 2
+    held.beat()
+    assert queue.extended == [["a-1"]]
 
 
 def test_a_queue_that_is_gone_does_not_stop_the_end(

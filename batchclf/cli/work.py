@@ -22,7 +22,9 @@ from batchclf.log import LogFormat, configure
 if TYPE_CHECKING:
     from batchclf.work import Summary, WorkJob
 
-_MAX_GATHER_ROWS = 10_000  # three sets are held, of the 120,000 messages of all workers together
+# Three sets are held, and all workers of a queue together may hold 120,000 messages.
+# https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-queues.html
+_MAX_GATHER_ROWS = 10_000
 _MAX_VISIBILITY_S = 3600
 
 
@@ -57,7 +59,7 @@ _MAX_VISIBILITY_S = 3600
     default=4096,
     show_default=True,
     metavar="N",
-    help="Articles that are labelled and written as one set.",
+    help="Most articles that are labelled and written as one set.",
 )
 @click.option(
     "--gather-seconds",
@@ -158,7 +160,7 @@ def work(
     interrupt = stop_on_signals()
 
     from batchclf.metrics import Metrics
-    from batchclf.work import QueueSettings, Settings, WorkJob
+    from batchclf.work import QueueSettings, Settings, WorkJob, work_side_by_side
 
     asked = QueueSettings(
         url=queue,
@@ -189,7 +191,15 @@ def work(
     worker = socket.gethostname() if share.count == 1 else f"{share.index} of {share.count}"
     emf = metrics_format == "emf"
     with Metrics(job.queue.name, emf=emf, port=metrics_port, worker=worker) as metrics:
-        summary = job.run(interrupt, metrics, show_health=progress)
+        if len(job.labelling.devices) == 1:
+            summary = job.run(interrupt, metrics, show_health=progress)
+        else:
+            # of one dtype, or each would write a fingerprint of its own
+            of_one_dtype = replace(model, dtype=job.labelling.compute.dtype_name)
+            settings = replace(job.settings, model=of_one_dtype)
+            summary = work_side_by_side(
+                settings, job.labelling.devices, interrupt, metrics, show_health=progress
+            )
     if log_format == "json":
         where = {"output": job.labelling.output, "queue": queue}
         click.echo(json.dumps(where | summary.as_dict()), err=emf)

@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import pytest
 import servers
 from e2e import archives
 from e2e.conftest import QUIET
-from servers import Endpoint
+from servers import Endpoint, Queue
 
 if TYPE_CHECKING:
     from conftest import RunBatchclf, StartBatchclf
@@ -36,38 +36,20 @@ JUNK = ("not JSON", '{"id": "no text"}', '{"batchclf": 1, "source": "s3://not-al
 
 @dataclass(frozen=True)
 class Site:
-    """A bucket, a queue and its dead-letter queue, and what was run on them."""
+    """A bucket and a queue, and what was run on them."""
 
     server: Endpoint
     bucket: str
-    queue: str
-    dead: str
+    queue: Queue
 
     @property
     def output(self) -> str:
         return f"s3://{self.bucket}/out"
 
-    def send(self, bodies: Sequence[str]) -> list[str]:
-        """Message ids of the bodies, sent in tens."""
-        ids = []
-        for first in range(0, len(bodies), 10):
-            entries = [
-                {"Id": str(place), "MessageBody": body}
-                for place, body in enumerate(bodies[first : first + 10])
-            ]
-            reply = self.server.sqs.send_message_batch(QueueUrl=self.queue, Entries=entries)  # type: ignore[arg-type]
-            ids += [entry["MessageId"] for entry in reply["Successful"]]
-        return ids
-
-    def depth(self, queue: str | None = None) -> tuple[int, int]:
+    def depth(self) -> tuple[int, int]:
         """Messages that wait, and those in flight."""
-        found = self.server.sqs.get_queue_attributes(
-            QueueUrl=queue or self.queue, AttributeNames=["All"]
-        )["Attributes"]
-        return (
-            int(found["ApproximateNumberOfMessages"]),
-            int(found["ApproximateNumberOfMessagesNotVisible"]),
-        )
+        backlog = self.queue.backlog()
+        return backlog.num_visible, backlog.num_in_flight
 
     def rows(self) -> dict[str, pa.Table]:
         """All labelled files by their names."""
@@ -92,42 +74,30 @@ class Site:
 
     def work(self, model: Path, *args: str) -> tuple[str, ...]:
         return (
-            *("work", "--queue", self.queue, "--output", self.output),
+            *("work", "--queue", self.queue.url, "--output", self.output),
             *("--model", str(model), "--dtype", "float32"),
             *("--allow-source", f"s3://{self.bucket}/in", "--log-format", "json", *args),
         )
 
 
 @contextmanager
-def made_site(server: Endpoint, name: str) -> Iterator[Site]:
-    """With a redrive policy; `name` may end in .fifo."""
-    with servers.fresh_bucket(server) as bucket:
-        fifo = {"FifoQueue": "true"} if name.endswith(".fifo") else {}
-        dead = server.sqs.create_queue(QueueName=f"{bucket}-dead-{name}", Attributes=fifo)[
-            "QueueUrl"
-        ]
-        arn = server.sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])
-        redrive = {
-            "deadLetterTargetArn": arn["Attributes"]["QueueArn"],
-            "maxReceiveCount": str(MAX_RECEIVE_COUNT),
-        }
-        queue = server.sqs.create_queue(
-            QueueName=f"{bucket}-{name}", Attributes={**fifo, "RedrivePolicy": json.dumps(redrive)}
-        )["QueueUrl"]
-        yield Site(server, bucket, queue, dead)
-        for url in (queue, dead):
-            server.sqs.delete_queue(QueueUrl=url)
+def made_site(server: Endpoint, *, fifo: bool = False) -> Iterator[Site]:
+    with (
+        servers.fresh_bucket(server) as bucket,
+        servers.fresh_queue(server, fifo=fifo, max_receive_count=MAX_RECEIVE_COUNT) as queue,
+    ):
+        yield Site(server, bucket, queue)
 
 
 @pytest.fixture(scope="module")
 def site(s3_server: Endpoint) -> Iterator[Site]:
-    with made_site(s3_server, "news") as made:
+    with made_site(s3_server) as made:
         yield made
 
 
 @pytest.fixture
 def fresh(s3_server: Endpoint) -> Iterator[Site]:
-    with made_site(s3_server, "news") as made:
+    with made_site(s3_server) as made:
         yield made
 
 
@@ -169,7 +139,7 @@ def worked(
     odd = archives.write(tmp_path_factory.mktemp("odd") / "odd.csv", archives.articles(3, seed=5))
     env = {**QUIET, **site.server.env}
     enqueued = run_batchclf(
-        *("enqueue", f"s3://{bucket}/in/2024/", "--queue", site.queue, "--rows-per-shard", "4"),
+        *("enqueue", f"s3://{bucket}/in/2024/", "--queue", site.queue.url, "--rows-per-shard", "4"),
         env=env,
     )
     s3.upload_file(str(odd), bucket, ODD_KEY)
@@ -185,8 +155,8 @@ def worked(
         "Message": json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent"}),
     }
     articles = [*bodies(NUM_ARTICLES), '{"id": 7, "text": null}', json.dumps(pointer)]
-    site.send([event(bucket, ODD_KEY), json.dumps(notification), *JUNK])
-    message_ids = site.send(articles)
+    site.queue.send(event(bucket, ODD_KEY), json.dumps(notification), *JUNK)
+    message_ids = site.queue.send(*articles)
     done = run_batchclf(*site.work(model, *UNTIL_IDLE), env=env)
     return Worked(site, enqueued, done, message_ids)
 
@@ -205,7 +175,7 @@ def test_what_is_done_is_deleted_and_what_cannot_be_goes_to_the_dead_letters(
 ) -> None:
     assert worked.done.returncode == 0, worked.done.stderr
     assert worked.site.depth() == (0, 0)
-    assert worked.site.depth(worked.site.dead) == (len(JUNK), 0)
+    assert worked.site.queue.dead_letters() == sorted(JUNK)
 
 
 def test_files_behind_messages_are_labelled_whole(worked: Worked) -> None:
@@ -292,7 +262,7 @@ def test_an_article_sent_to_an_idle_worker_is_labelled_without_waiting_for_more(
         log=log,
     )
     wait_for(worker, log, "working on")
-    (message_id,) = fresh.send(bodies(1))
+    (message_id,) = fresh.queue.send(*bodies(1))
     wait_for(worker, log, "committed")
     assert [row["message_id"] for row in fresh.articles()] == [message_id]
     worker.send_signal(signal.SIGTERM)
@@ -303,7 +273,7 @@ def test_an_article_sent_to_an_idle_worker_is_labelled_without_waiting_for_more(
 def test_a_worker_leaves_after_as_many_messages_as_it_was_told_to_take(
     fresh: Site, run_batchclf: "RunBatchclf", model: Path
 ) -> None:
-    fresh.send(bodies(5))
+    fresh.queue.send(*bodies(5))
     done = run_batchclf(
         *fresh.work(model, "--max-messages", "3"), env={**QUIET, **fresh.server.env}
     )
@@ -314,19 +284,19 @@ def test_a_worker_leaves_after_as_many_messages_as_it_was_told_to_take(
 def test_a_row_with_an_error_fails_its_message_alone(
     fresh: Site, run_batchclf: "RunBatchclf", model: Path
 ) -> None:
-    fresh.send([*bodies(4), '{"id": "bad", "text": ""}'])
+    fresh.queue.send(*bodies(4), '{"id": "bad", "text": ""}')
     done = run_batchclf(
         *fresh.work(model, *UNTIL_IDLE, "--on-error", "fail"), env={**QUIET, **fresh.server.env}
     )
     assert done.returncode == 0, done.stderr
     assert sorted(row["id"] for row in fresh.articles()) == [f"a-{n:04}" for n in range(4)]
-    assert fresh.depth(fresh.dead) == (1, 0)
+    assert fresh.queue.dead_letters() == ['{"id": "bad", "text": ""}']
 
 
 def test_a_dry_run_receives_and_writes_nothing(
     fresh: Site, run_batchclf: "RunBatchclf", model: Path
 ) -> None:
-    fresh.send(bodies(2))
+    fresh.queue.send(*bodies(2))
     done = run_batchclf(*fresh.work(model, "--dry-run"), env={**QUIET, **fresh.server.env})
     assert done.returncode == 0, done.stderr
     assert "about 2 waiting" in done.stdout
@@ -337,13 +307,13 @@ def test_a_dry_run_receives_and_writes_nothing(
 def test_a_fifo_queue_takes_each_shard_once_and_is_worked_off(
     s3_server: Endpoint, run_batchclf: "RunBatchclf", archive: Path, model: Path
 ) -> None:
-    with made_site(s3_server, "news.fifo") as site:
+    with made_site(s3_server, fifo=True) as site:
         for name in ("a.parquet", "b.csv"):
             s3_server.s3.upload_file(str(archive / name), site.bucket, f"in/{name}")
         env = {**QUIET, **s3_server.env}
         command = ("enqueue", f"s3://{site.bucket}/in/", "--rows-per-shard", "4")
         for _ in range(2):
-            sent = run_batchclf(*command, "--queue", site.queue, env=env)
+            sent = run_batchclf(*command, "--queue", site.queue.url, env=env)
             assert sent.returncode == 0, sent.stderr
         assert site.depth() == (5, 0)
         done = run_batchclf(*site.work(model, *UNTIL_IDLE), env=env)

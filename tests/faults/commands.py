@@ -18,6 +18,8 @@ END_S = 120.0  # until a process on a busy machine has ended
 START_S = 60.0  # until it has come to what a test waits for
 # Two cores are shared by several processes of one small model each.
 QUIET = {"OMP_NUM_THREADS": "1"}
+# So that a storm is over soon. The default is eight attempts within half a minute.
+FEW_ATTEMPTS = {"AWS_MAX_ATTEMPTS": "2"}
 # Of the requests of a run, the one that makes a labelled file appear.
 COMMIT = Match(operation="PutObject", path=r"/fp=.*\.parquet$")
 CALL_OF_LINK = 12  # of the first shard: after the ten calls of the probe and an fsync

@@ -17,7 +17,7 @@ from fault_proxy import FaultProxy
 from fault_rules import Exchange
 from faults.commands import QUIET
 from faults.places import S3Place
-from servers import Endpoint
+from servers import Endpoint, Queue
 
 if TYPE_CHECKING:
     from conftest import RunBatchclf
@@ -298,39 +298,10 @@ def mixed(bad: list[str], good: list[str]) -> list[str]:
     return chance.sample(first, len(first)) + bad[len(good) :]
 
 
-# The queues
-
-
-@dataclass(frozen=True)
-class Queues:
-    url: str
-    dead_letter_url: str
-
-
 @pytest.fixture
-def queues(s3_server: Endpoint, bucket: str) -> Iterator[Queues]:
-    sqs = s3_server.sqs
-    dead = sqs.create_queue(QueueName=f"{bucket}-dead")["QueueUrl"]
-    arn = sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]
-    policy = {"deadLetterTargetArn": arn["QueueArn"], "maxReceiveCount": MAX_RECEIVE_COUNT}
-    url = sqs.create_queue(QueueName=bucket, Attributes={"RedrivePolicy": json.dumps(policy)})[
-        "QueueUrl"
-    ]
-    yield Queues(url, dead)
-    for each in (url, dead):
-        sqs.delete_queue(QueueUrl=each)
-
-
-def drain(server: Endpoint, url: str) -> list[str]:
-    """Every body in a queue; they are gone from it."""
-    found = []
-    while messages := server.sqs.receive_message(
-        QueueUrl=url, MaxNumberOfMessages=10, WaitTimeSeconds=1
-    ).get("Messages", []):
-        for message in messages:
-            found.append(message["Body"])
-            server.sqs.delete_message(QueueUrl=url, ReceiptHandle=message["ReceiptHandle"])
-    return found
+def queue(s3_server: Endpoint) -> Iterator[Queue]:
+    with servers.fresh_queue(s3_server, max_receive_count=MAX_RECEIVE_COUNT) as fresh:
+        yield fresh
 
 
 def short(bodies: Counter[str]) -> dict[str, int]:
@@ -354,7 +325,7 @@ def test_500_hostile_messages_end_in_the_dead_letter_queue_and_the_good_ones_are
     s3_server: Endpoint,
     s3: S3Place,
     proxy: FaultProxy,
-    queues: Queues,
+    queue: Queue,
     model: Path,
     run_batchclf: "RunBatchclf",
     tmp_path: Path,
@@ -372,9 +343,9 @@ def test_500_hostile_messages_end_in_the_dead_letter_queue_and_the_good_ones_are
         bad_objects(attack)
         bad = dressed(attack.bodies, NUM_BAD)
         for body in mixed(bad, list(good.values())):
-            s3_server.sqs.send_message(QueueUrl=queues.url, MessageBody=body)
+            queue.send(body)
         run = run_batchclf(
-            *("work", "--queue", queues.url, "--model", model, "--output", s3.output),
+            *("work", "--queue", queue.url, "--model", model, "--output", s3.output),
             *("--allow-source", allowed, "--max-source-bytes", str(MAX_SOURCE_BYTES)),
             *("--keep-columns", "id,label,message_id", "--dtype", "float32"),
             *("--retry-delay", "1", "--gather-seconds", "1"),
@@ -387,10 +358,9 @@ def test_500_hostile_messages_end_in_the_dead_letter_queue_and_the_good_ones_are
     assert run.returncode == 0, run.stderr[-4000:]
     assert "Traceback" not in run.stderr
     assert [str(exchange) for exchange in proxy.log() if forbidden(exchange, s3)] == []
-    left = drain(s3_server, queues.url)
-    dead = drain(s3_server, queues.dead_letter_url)
+    dead = queue.dead_letters()
     missing, added = Counter(bad) - Counter(dead), Counter(dead) - Counter(bad)
-    assert ([b[:200] for b in left], short(missing), short(added)) == ([], {}, {})
+    assert (queue.backlog().total, short(missing), short(added)) == (0, {}, {})
     rows = s3.rows().to_pylist()
     assert {row["id"]: row["label"] is not None for row in rows} == dict.fromkeys(good, True)
     assert json.loads(run.stdout)["peak_rss_mib"] < MOST_RSS_MIB

@@ -5,8 +5,8 @@ import json
 import pyarrow as pa
 import pytest
 from fault_proxy import FaultProxy
-from fault_rules import Fault, Match, Status
-from faults.commands import COMMIT, Enqueue
+from fault_rules import Exchange, Fault, FlipReply, Match, Status
+from faults.commands import COMMIT, FEW_ATTEMPTS, Enqueue
 from faults.inputs import articles, as_csv, as_jsonl, as_parquet
 from faults.places import S3Place, labels_of
 from faults.queues import (
@@ -23,8 +23,9 @@ from faults.queues import (
     shard_message,
     wait_for_visible,
 )
-from servers import Queue
+from servers import Endpoint, Queue, fresh_queue
 
+POINTER = "software.amazon.payloadoffloading.PayloadS3Pointer"
 EXPIRED = Status(400, code="ExpiredToken", message="The token has expired.")
 
 
@@ -81,6 +82,53 @@ def test_14_a_queue_that_refuses_a_worker_is_an_error_of_configuration(
     run = work(s3, queue, *UNTIL_IDLE)
     assert run.exit_code == 64
     assert words in run.said
+
+
+def test_10_an_object_that_stays_damaged_or_ill_fails_its_message_alone(
+    s3_server: Endpoint, s3: S3Place, proxy: FaultProxy, work: Work, news: pa.Table
+) -> None:
+    """The store fails for these objects: it answers 503, or what arrives never fits its ETag."""
+    others, more = articles(5, seed=1), articles(5, seed=2)
+    with fresh_queue(s3_server, max_receive_count=2) as queue:
+        damaged = shard_message(s3, s3.write("damaged.csv", as_csv(news)), news.num_rows)
+        pointed = json.dumps([POINTER, {"s3BucketName": s3.bucket, "s3Key": "in/ill-body"}])
+        s3.write("ill-body", article_messages(news)[0].encode())
+        s3.write("ill.csv", as_csv(news))
+        s3.write("others.csv", as_csv(others))
+        records = [event(s3.bucket, f"in/{name}.csv") for name in ("ill", "others")]
+        half_ill = json.dumps({"Records": records})
+        queue.send(damaged, pointed, half_ill, *article_messages(more))
+        proxy.add(Fault(Match(operation="GetObject", path="/in/damaged.csv"), FlipReply()))
+        proxy.add(Fault(Match(operation="GetObject", path="/in/ill"), Status(503)))
+        run = work(s3, queue, *UNTIL_IDLE, env=FEW_ATTEMPTS)
+        assert run.exit_code == 0, run.said
+        assert "damaged.csv: Expected checksum" in run.said
+        assert "the store keeps answering 503" in run.said
+        assert queue.dead_letters() == sorted([damaged, pointed, half_ill])
+    assert sorted(labels_of(s3)) == sorted(pa.concat_tables([others, more])["id"].to_pylist())
+
+
+@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)  # all is on the wire
+@pytest.mark.parametrize("alike", ["many in a row", "output too"])
+def test_8_a_store_that_fails_for_all_alike_ends_a_worker_with_its_messages_kept(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work, news: pa.Table, alike: str
+) -> None:
+    count = 5 if alike == "many in a row" else 1
+    bodies = [
+        shard_message(s3, s3.write(f"{number}.csv", as_csv(news)), news.num_rows)
+        for number in range(count)
+    ]
+    queue.send(*bodies)
+
+    def fail_too(_: Exchange) -> None:
+        if alike == "output too":
+            proxy.add(Fault(Match(operation="ListObjectsV2"), Status(503)))
+
+    proxy.add(Fault(Match(operation="GetObject"), Status(503), on_match=fail_too))
+    run = work(s3, queue, *UNTIL_IDLE, "--retry-delay", "60", env=FEW_ATTEMPTS)
+    assert run.exit_code == 75
+    assert ("of 5 messages in a row" in run.said) == (count == 5)
+    assert queue.backlog().total == count
 
 
 def test_16_a_shard_whose_source_is_gone_goes_to_the_dead_letters_and_the_others_go_on(
@@ -168,7 +216,6 @@ def test_25_every_kind_of_message_is_done_or_left_to_the_dead_letters(
         s3.write(name, as_csv(table))
     bodies = article_messages(tables[4])
     s3.write("body", bodies[0].encode())
-    pointer = "software.amazon.payloadoffloading.PayloadS3Pointer"
     enveloped = {"Records": [event(s3.bucket, "in/sns.csv")]}
     queue.send(
         json.dumps({"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": s3.bucket}),
@@ -194,7 +241,7 @@ def test_25_every_kind_of_message_is_done_or_left_to_the_dead_letters(
                 "detail": {"bucket": {"name": s3.bucket}, "object": {"key": "in/bridge +.csv"}},
             }
         ),
-        json.dumps([pointer, {"s3BucketName": s3.bucket, "s3Key": "in/body"}]),
+        json.dumps([POINTER, {"s3BucketName": s3.bucket, "s3Key": "in/body"}]),
         *bodies[1:],
     )
     queue.send(*JUNK)

@@ -6,13 +6,11 @@ import pyarrow as pa
 import pytest
 from fault_proxy import FaultProxy
 from fault_rules import Fault, FlipReply, FlipRequest, Hold, Match, Reset, Status, Truncate
-from faults.commands import COMMIT, START_S, Classify, StartClassify, Verify, end_of
+from faults.commands import COMMIT, FEW_ATTEMPTS, START_S, Classify, StartClassify, Verify, end_of
 from faults.inputs import FORMATS, as_csv, as_parquet, flip_byte
 from faults.places import LocalPlace, Place, S3Place, labels_of
 
 READ = Match(operation="GetObject", path="/in/")
-# So that a storm is over soon. The default is eight attempts within half a minute.
-FEW_ATTEMPTS = {"AWS_MAX_ATTEMPTS": "2"}
 
 
 @pytest.mark.parametrize("stormy", [Match(), COMMIT], ids=["everywhere", "at-the-commit"])
