@@ -61,6 +61,36 @@ def plan_batches(
     return batches
 
 
+def pack_batches(
+    lengths: Sequence[int] | npt.NDArray[np.integer[Any]], max_tokens: int
+) -> list[int]:
+    """Cut examples that lie end to end, without padding, into batches of neighbours.
+
+    Each batch takes as many as fit into the token budget, and at least one.
+
+    Args:
+        lengths: [examples] tokens of each example, 0 or more.
+        max_tokens: tokens of one batch.
+
+    Returns:
+        How many examples each batch has; together they are all.
+
+    Raises:
+        ConfigError: the budget is below one token.
+    """
+    if max_tokens < 1:
+        raise ConfigError(f"the token budget of a batch must be at least 1, not {max_tokens}")
+    ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
+    counts: list[int] = []
+    start = 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        end = max(int(np.searchsorted(ends, before + max_tokens, side="right")), start + 1)
+        counts.append(end - start)
+        start = end
+    return counts
+
+
 def padding_waste(
     lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
     batches: Sequence[npt.NDArray[np.int64]],

@@ -5,22 +5,22 @@ import json
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings, Share
-from batchclf.errors import BatchclfError
-from batchclf.labelling import Labelling, peak_rss_mib
+from batchclf.errors import BatchclfError, StoreError
+from batchclf.fleet import Tell, run_fleet
+from batchclf.labelling import Labelling
 from batchclf.log import fields
 from batchclf.notes import SUCCESS_NAME, read_note
 from batchclf.planning import Plan, make_plan
-from batchclf.progress import Progress
+from batchclf.progress import Listener
 from batchclf.shards import Shard, check_same_cut, take_share
-from batchclf.sink import Counts
 from batchclf.store import check_separate
+from batchclf.totals import Totals
 from batchclf.worker import Outcome, run_shards
 
 log = logging.getLogger(__name__)
@@ -40,29 +40,27 @@ class Settings:
     endpoint_url: str | None = None
 
 
-@dataclass
-class Summary:
+@dataclass(kw_only=True)
+class Summary(Totals):
     """What a run did.
 
     Attributes:
         num_planned: shards of the whole job; `num_mine` of them are this worker's share.
-        counts, labels: rows of the shards that this run committed.
-        busy: each stage's share of the time in which it worked.
-        peak_rss_mib: most memory that this process has held.
         complete: every shard of the whole job is in the output.
     """
 
     num_planned: int
     num_mine: int
     errors: list[BatchclfError] = field(default_factory=list)
-    num_committed: int = 0
-    num_skipped: int = 0
-    counts: Counts = field(default_factory=Counts)
-    labels: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-    busy: dict[str, float] = field(default_factory=dict)
-    peak_rss_mib: int = 0
     complete: bool = False
+
+    def join_parts(self, parts: Sequence["Summary"]) -> None:
+        """As `join`, with what only this summary tells."""
+        self.join(parts)
+        for part in parts:
+            known = {str(error) for error in self.errors}
+            self.errors += [error for error in part.errors if str(error) not in known]
+        self.complete = any(part.complete for part in parts)
 
     def as_dict(self) -> dict[str, Any]:
         """The numbers, as JSON takes them."""
@@ -74,14 +72,8 @@ class Summary:
                 "committed": self.num_committed,
                 "done_before": self.num_skipped,
             },
-            "counts": asdict(self.counts),
-            "labels": dict(self.labels),
             "errors": [str(error) for error in self.errors],
-            "seconds": round(self.seconds, 3),
-            "articles_per_s": round(self.counts.num_rows / max(self.seconds, 1e-9), 2),
-            "tokens_per_s": round(self.counts.num_tokens / max(self.seconds, 1e-9), 1),
-            "busy": self.busy,
-            "peak_rss_mib": self.peak_rss_mib,
+            **self.numbers(),
         }
 
 
@@ -91,10 +83,21 @@ class ClassifyJob:
     Raises:
         ConfigError, CheckpointError: the settings make no sense together.
         InputError: an input argument matches nothing.
+
+    Args:
+        settings: what was asked for.
+        plan: of a job that this one is a part of; None makes one.
+        devices: one process each; None: those that the settings name.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        plan: Plan | None = None,
+        devices: Sequence[str] | None = None,
+    ) -> None:
         self.settings = settings
+        self._is_part = plan is not None
         check_separate(settings.inputs, settings.output)
         self.labelling = Labelling(
             settings.model,
@@ -105,10 +108,11 @@ class ClassifyJob:
             settings.endpoint_url,
         )
         self.compute = self.labelling.compute
+        self.devices = tuple(devices or self.labelling.devices)
         self.checkpoint = self.labelling.checkpoint
         self.folder = self.labelling.folder
         self.sink = self.labelling.sink
-        self.plan: Plan = make_plan(
+        self.plan: Plan = plan or make_plan(
             settings.inputs, settings.read, settings.cut, settings.endpoint_url
         )
         self.mine = take_share(self.plan.shards, settings.share)
@@ -124,7 +128,7 @@ class ClassifyJob:
         """Whether an object of the shard's name was there when the job was planned."""
         return self.sink.name(shard) in self.existing
 
-    def run(self, interrupt: threading.Event, progress: Progress) -> Summary:
+    def run(self, interrupt: threading.Event, progress: Listener) -> Summary:
         """Label this worker's shards, then write down what was done.
 
         Raises:
@@ -137,8 +141,14 @@ class ClassifyJob:
             num_mine=len(self.mine),
             errors=list(self.plan.unreadable),
         )
-        for error in self.plan.unreadable:
-            log.error("%s", error)
+        if not self._is_part:
+            for error in self.plan.unreadable:
+                log.error("%s", error)
+        if len(self.devices) > 1 and self.mine:
+            parts = self._run_on_all(interrupt, progress)
+            summary.end(began)
+            summary.join_parts(parts)
+            return summary
         if self.mine:
             self.folder.prepare()
             self._withdraw_other_success()
@@ -150,13 +160,33 @@ class ClassifyJob:
                     raise outcome.error
             summary.complete = self._mark_success(summary)
         finally:
-            summary.seconds = time.perf_counter() - began
-            summary.peak_rss_mib = peak_rss_mib()
+            summary.end(began)
             self._record_run(summary)
         return summary
 
+    def _run_on_all(self, interrupt: threading.Event, progress: Listener) -> list[Summary]:
+        """A process for each device, with a part of this worker's share each."""
+        dtype = self.compute.dtype_name  # of them all, or each would write a fingerprint of its own
+        tasks = []
+        for index, device in enumerate(self.devices):
+            share = self.settings.share.part(index, len(self.devices))
+            if not take_share(self.plan.shards, share):
+                continue
+            model = replace(self.settings.model, device=device, dtype=dtype)
+            tasks.append((device, (replace(self.settings, model=model, share=share), self.plan)))
+
+        def on_told(told: tuple[str, int, int]) -> None:
+            kind, first, second = told
+            if kind == "batch":
+                progress.batch(first, second)
+            else:
+                progress.shard(first, computed=bool(second))
+
+        self.folder.prepare()
+        return run_fleet(_run_part, tasks, interrupt, on_told)
+
     def _outcomes(
-        self, interrupt: threading.Event, progress: Progress, summary: Summary
+        self, interrupt: threading.Event, progress: Listener, summary: Summary
     ) -> Iterator[Outcome]:
         if not self.mine:
             return
@@ -180,21 +210,12 @@ class ClassifyJob:
         yield from run_shards(self.mine, tools, interrupt, progress.batch, summary.busy.update)
 
     def _count(self, outcome: Outcome, summary: Summary) -> None:
-        shard, receipt = outcome.shard, outcome.receipt
+        if isinstance(outcome.error, StoreError):
+            raise outcome.error  # it may pass: the next run reads this source
         if outcome.error is not None:
             summary.errors.append(outcome.error)
             log.error("%s", outcome.error)
-        if receipt is None:
-            return
-        if not outcome.is_new:
-            summary.num_skipped += 1
-            log.info("done before: %s", shard, extra=fields(shard=shard.name))
-        else:
-            summary.num_committed += 1
-            summary.counts += receipt.counts
-            summary.labels.update(receipt.labels)
-            counts = fields(shard=shard.name, **asdict(receipt.counts))
-            log.info("committed %s", shard, extra=counts)
+        summary.add(outcome)
 
     def _withdraw_other_success(self) -> None:
         """Take away a mark of success that would speak too soon of this plan."""
@@ -233,3 +254,22 @@ class ClassifyJob:
     def _plan_id(self) -> str:
         names = "\n".join(sorted(shard.name for shard in self.plan.shards))
         return hashlib.sha256(names.encode()).hexdigest()
+
+
+class _Relay:
+    """Tells the process that started this one how far it is."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def batch(self, num_rows: int, num_tokens: int) -> None:
+        self._tell(("batch", num_rows, num_tokens))
+
+    def shard(self, num_rows: int, *, computed: bool) -> None:
+        self._tell(("shard", num_rows, int(computed)))
+
+
+def _run_part(task: tuple[Settings, Plan], interrupt: threading.Event, tell: Tell) -> Summary:
+    """What one of several processes does."""
+    settings, plan = task
+    return ClassifyJob(settings, plan).run(interrupt, _Relay(tell))

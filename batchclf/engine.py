@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ import torch
 from batchclf.batching import plan_batches, unique_rows
 from batchclf.checkpoint import Checkpoint
 from batchclf.errors import ConfigError
+from batchclf.lane import Lane, Loaded
 from batchclf.model import GPT2Classifier, ModelConfig
 from batchclf.packed import pack
 
@@ -40,6 +42,9 @@ _MOST_STREAMS = 16
 # On a CPU in bfloat16, every new shape of a batch costs 2 to 3 MB that stay (compiled kernels of
 # oneDNN), so shapes are multiples of this. In float32 and on a GPU they cost nothing.
 _CPU_BFLOAT16_GRAIN = 8
+# A GPU has so many batches to go on with. More would fill its queue of kernels, about a thousand,
+# and whoever launches one more then waits with Python's lock in hand.
+_MOST_LAUNCHED = 3
 WINDOW_BATCHES = 64  # examples are sorted within about so many batches
 _LEAST_WINDOW_TOKENS = 1 << 18  # and within as many tokens: sorting costs next to nothing
 _DEVICES = ("cpu", "cuda")
@@ -64,6 +69,20 @@ class Compute:
         return str(self.dtype).removeprefix("torch.")
 
 
+def find_devices(device: str) -> tuple[str, ...]:
+    """What `--device` names: all GPUs that torch sees for `all`, else the one device.
+
+    Raises:
+        ConfigError: there is no GPU for `all`.
+    """
+    if device != "all":
+        return (device,)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise ConfigError("--device all: torch sees no CUDA device on this machine; use auto")
+    return tuple(f"cuda:{index}" for index in range(count))
+
+
 def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
     """Resolve `auto`: CUDA where there is one; bfloat16 where the device is fast at it.
 
@@ -82,6 +101,8 @@ def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
             raise ConfigError(f"--device {device}: torch sees {count} CUDA devices on this machine")
+    if dtype not in ("auto", *_DTYPES):
+        raise ConfigError(f"--dtype {dtype}: use auto or one of {', '.join(_DTYPES)}")
     if dtype == "auto":
         dtype = "bfloat16" if _is_fast_at_bfloat16(chosen) else "float32"
     return Compute(chosen, _DTYPES[dtype])
@@ -137,16 +158,38 @@ class Logits:
     num_padded_tokens: int
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Examples without repeats, ready to be computed.
+
+    Attributes:
+        ids: token ids of all examples.
+        starts_U, lengths_U: where in `ids` each distinct example begins, and its tokens.
+        counts_U: examples that are equal to each.
+        inverse_N: which of them each example is.
+        loaded: the same on the device, where it has a lane of its own.
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts_U: IntArray
+    lengths_U: IntArray
+    counts_U: IntArray
+    inverse_N: IntArray
+    loaded: Loaded | None
+
+
 class Engine:
     """A model on its device, with a token budget.
 
-    On a CPU several batches are computed side by side, each by a thread with cores of its own.
+    On a CPU several batches are computed side by side, each by a thread with cores of its own. On a
+    GPU one follows the other, launched ahead: see `lane`.
 
     Args:
         model: from `build_model`.
         compute: where it is.
         max_batch_tokens: longest row times rows of a batch; None: what suits device and model.
         num_streams: batches that are computed side by side; None: as suits the device.
+        lane: for a device that is launched ahead; None: made for a GPU.
     """
 
     def __init__(
@@ -155,6 +198,7 @@ class Engine:
         compute: Compute,
         max_batch_tokens: int | None = None,
         num_streams: int | None = None,
+        lane: Lane | None = None,
     ) -> None:
         self.compute = compute
         self._model = model.eval()
@@ -165,6 +209,7 @@ class Engine:
         is_cpu = compute.device.type == "cpu"
         self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
         self.num_streams = num_streams or (min(_num_cores(), _MOST_STREAMS) if is_cpu else 1)
+        self.lane = lane if is_cpu or lane else Lane(self._model)
         self._streams = ThreadPoolExecutor(
             self.num_streams,
             thread_name_prefix="compute",
@@ -176,6 +221,10 @@ class Engine:
     def window_tokens(self) -> int:
         """How many tokens are worth sorting together."""
         return max(WINDOW_BATCHES * self.max_batch_tokens, self._least_window_tokens)
+
+    def close(self) -> None:
+        """End the threads; nothing can be predicted any more."""
+        self._streams.shutdown()
 
     def predict(
         self,
@@ -192,6 +241,16 @@ class Engine:
             on_batch: told the examples and tokens of each batch when it is done; may raise to
                 stop.
         """
+        return self.predict_prepared(self.prepare(ids, offsets), on_batch)
+
+    def prepare(self, ids: npt.NDArray[np.int32], offsets: IntArray) -> Prepared:
+        """What `predict` does before it computes; may run in another thread, one call ahead.
+
+        Args:
+            ids: token ids of all examples, one after the other.
+            offsets: [N + 1], where each example begins in `ids` and the last one ends; none is
+                empty.
+        """
         starts, lengths = offsets[:-1], np.diff(offsets)
         lengths = self._without_trailing_pads(ids, starts, lengths)
         raw, size = ids.tobytes(), ids.itemsize
@@ -199,28 +258,80 @@ class Engine:
         first_U, inverse_N = unique_rows(
             [raw[a:b] for a, b in zip((starts * size).tolist(), ends.tolist(), strict=True)]
         )
-        starts_U, lengths_U = starts[first_U], lengths[first_U]
-        counts_U = np.bincount(inverse_N, minlength=len(first_U))
-        tokens_U = counts_U * lengths_U
-        logits_UC = torch.zeros(
-            (len(first_U), self._config.num_labels), dtype=torch.float32, device=self.compute.device
+        loaded = None
+        if self.lane is not None:
+            # A lane computes its texts as they lie, so they are sorted here.
+            order_U = np.argsort(-lengths[first_U], kind="stable")
+            places_U = np.empty_like(order_U)
+            places_U[order_U] = np.arange(len(order_U))
+            first_U, inverse_N = first_U[order_U], places_U[inverse_N]
+            loaded = self.lane.load(ids, starts[first_U], lengths[first_U])
+        return Prepared(
+            ids,
+            starts[first_U],
+            lengths[first_U],
+            np.bincount(inverse_N, minlength=len(first_U)),
+            inverse_N,
+            loaded,
         )
-        failed_U = np.zeros(len(first_U), dtype=np.bool_)
+
+    def predict_prepared(self, prepared: Prepared, on_batch: Callable[[int, int], None]) -> Logits:
+        """What `predict` does with what is prepared."""
+        lengths_U, counts_U = prepared.lengths_U, prepared.counts_U
+        tokens_U = counts_U * lengths_U
+        logits_UC = np.zeros((len(lengths_U), self._config.num_labels), dtype=np.float32)
+        failed_U = np.zeros(len(lengths_U), dtype=np.bool_)
         num_padded_tokens = 0
-        with closing(self._compute(ids, starts_U, lengths_U)) as computed:
-            for batch, logits_BC in computed:
-                if logits_BC is None:
-                    failed_U[batch] = True
-                    continue
-                logits_UC[torch.as_tensor(batch, device=self.compute.device)] = logits_BC
-                num_padded_tokens += self._num_columns(lengths_U[batch]) * len(batch)
-                on_batch(int(counts_U[batch].sum()), int(tokens_U[batch].sum()))
+        if self.lane is not None and prepared.loaded is not None:
+            for launched, num_tokens in self._launch(self.lane, prepared.loaded):
+                num_padded_tokens += num_tokens
+                if num_tokens:
+                    on_batch(int(counts_U[launched].sum()), int(tokens_U[launched].sum()))
+                else:
+                    failed_U[launched] = True
+            logits_UC = self.lane.fetch(prepared.loaded)
+            logits_UC[failed_U] = 0
+        else:
+            with closing(self._compute(prepared.ids, prepared.starts_U, lengths_U)) as computed:
+                for batch, logits_BC in computed:
+                    if logits_BC is None:
+                        failed_U[batch] = True
+                        continue
+                    logits_UC[batch] = logits_BC.numpy()
+                    num_padded_tokens += self._num_columns(lengths_U[batch]) * len(batch)
+                    on_batch(int(counts_U[batch].sum()), int(tokens_U[batch].sum()))
         return Logits(
-            logits_UC.cpu().numpy()[inverse_N],
-            failed_U[inverse_N],
-            len(first_U),
+            logits_UC[prepared.inverse_N],
+            failed_U[prepared.inverse_N],
+            len(lengths_U),
             num_padded_tokens,
         )
+
+    def _launch(self, lane: Lane, loaded: Loaded) -> Generator[tuple[slice, int], None, None]:
+        """Batches that are done, with the tokens computed; none for a row that does not fit."""
+        lengths = loaded.host_lengths
+        counts = lane.plan(lengths, self.max_batch_tokens)[::-1]
+        first = 0
+        launched: deque[tuple[slice, int, Any]] = deque()
+        while counts or launched:
+            if not counts or len(launched) == _MOST_LAUNCHED:
+                batch, num_tokens, event = launched.popleft()
+                event.synchronize()
+                yield batch, num_tokens
+                continue
+            last = first + counts.pop()
+            num_tokens = lane.num_tokens(lengths[first:last])
+            event = lane.launch(loaded, first, last)
+            if event is not None:
+                launched.append((slice(first, last), num_tokens, event))
+            elif last - first > 1:
+                self._lower_budget(num_tokens)
+                counts = lane.plan(lengths[first:], self.max_batch_tokens)[::-1]
+                continue
+            else:
+                _tell_too_long(int(lengths[first]))
+                yield slice(first, last), 0
+            first = last
 
     def _compute(
         self, ids: npt.NDArray[np.int32], starts_U: IntArray, lengths_U: IntArray
@@ -247,10 +358,7 @@ class Engine:
                 elif len(batch) > 1:
                     queue += self._halve(batch, lengths_U[batch])
                 else:
-                    log.warning(
-                        "one row of %d tokens does not fit into the device's memory",
-                        lengths_U[batch[0]],
-                    )
+                    _tell_too_long(int(lengths_U[batch[0]]))
                     yield batch, None
         finally:
             for _, future in pending:
@@ -265,13 +373,7 @@ class Engine:
         # Beyond a row's end any token will do: causal attention never looks there.
         places_BT = np.minimum(starts_B[:, None] + columns_T, len(ids) - 1)
         ids_BT = torch.from_numpy(ids[places_BT].astype(np.int64))
-        device = self.compute.device
-        if device.type == "cuda":
-            ids_BT = ids_BT.pin_memory()
-        logits_BC: torch.Tensor = self._model(
-            ids_BT.to(device, non_blocking=True),
-            torch.from_numpy(lengths_B).to(device, non_blocking=True),
-        )
+        logits_BC: torch.Tensor = self._model(ids_BT, torch.from_numpy(lengths_B))
         return logits_BC
 
     def _num_columns(self, lengths_B: IntArray) -> int:
@@ -293,8 +395,15 @@ class Engine:
 
     def _halve(self, batch: IntArray, lengths_B: IntArray) -> list[IntArray]:
         """What to compute instead of a batch that did not fit; remembers a budget that will."""
-        tokens = self._num_columns(lengths_B) * len(batch)
-        self.max_batch_tokens = min(self.max_batch_tokens, max(tokens // 2, 1))
-        log.warning("out of device memory: batches of at most %d tokens now", self.max_batch_tokens)
+        self._lower_budget(self._num_columns(lengths_B) * len(batch))
         middle = len(batch) // 2
         return [batch[middle:], batch[:middle]]
+
+    def _lower_budget(self, num_tokens: int) -> None:
+        """Remember that a batch of so many tokens did not fit."""
+        self.max_batch_tokens = min(self.max_batch_tokens, max(num_tokens // 2, 1))
+        log.warning("out of device memory: batches of at most %d tokens now", self.max_batch_tokens)
+
+
+def _tell_too_long(num_tokens: int) -> None:
+    log.warning("one row of %d tokens does not fit into the device's memory", num_tokens)

@@ -12,13 +12,13 @@ from typing import Any
 
 from batchclf import __version__
 from batchclf.checkpoint import fingerprint, load
+from batchclf.classifier import build_encoder, build_engine
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings
-from batchclf.engine import Engine, build_model, choose_compute
+from batchclf.engine import Engine, choose_compute, find_devices
 from batchclf.notes import NOTE_FORMAT, RUNS
 from batchclf.sink import Sink
 from batchclf.store import Folder, open_folder
-from batchclf.text import TextEncoder
-from batchclf.token_budget import tune
+from batchclf.token_budget import choose_way, tune
 from batchclf.worker import Tools
 
 
@@ -27,6 +27,9 @@ class Labelling:
 
     The fingerprint depends on the model and on the settings that change what stands in the output,
     so that whatever labels with the same ones writes into the same folder.
+
+    Attributes:
+        devices: all that `--device` names; `compute` is the first of them.
 
     Raises:
         ConfigError, CheckpointError: the settings make no sense together.
@@ -46,8 +49,10 @@ class Labelling:
         self._predict = predict
         self._cut = cut
         self._endpoint_url = endpoint_url
-        self.compute = choose_compute(model.device, model.dtype)
-        self.checkpoint = load(model.model, max_length=model.max_length)
+        self.run_id = uuid.uuid4().hex[:8]
+        self.devices = find_devices(model.device)
+        self.compute = choose_compute(self.devices[0], model.dtype)
+        self.checkpoint = load(model.model, model.max_length, endpoint_url)
         self.folder: Folder = open_folder(output, endpoint_url)
         self.sink = Sink(
             self.folder,
@@ -82,22 +87,29 @@ class Labelling:
         Args:
             num_rows: about to be labelled, where it is known: a long job measures its token budget.
         """
-        model = build_model(self.checkpoint, self.compute)
-        engine = Engine(model, self.compute, self._model.max_batch_tokens)
-        if self._model.max_batch_tokens is None:
-            max_length = self.checkpoint.max_length
-            tune(engine, self.checkpoint.config, max_length, num_rows * max_length)
+        engine = build_engine(self.checkpoint, self.compute, self._model)
+        self.tune(engine, num_rows)
         return Tools(
             read=self._read,
-            encoder=TextEncoder(
-                self.checkpoint.tokenizer, self.checkpoint.max_length, self.checkpoint.normalise
-            ),
+            encoder=build_encoder(self.checkpoint),
             engine=engine,
             temperature=self.checkpoint.temperature,
             predict=self._predict,
             sink=self.sink,
             endpoint_url=self._endpoint_url,
         )
+
+    def tune(self, engine: Engine, num_rows: int) -> None:
+        """Have the engine compute in the best way and, if nobody chose one, with the best budget.
+
+        Args:
+            engine: of this model.
+            num_rows: about to be labelled; where they are many, what is best here is measured.
+        """
+        config, max_length = self.checkpoint.config, self.checkpoint.max_length
+        choose_way(engine, config, max_length, num_rows * max_length)
+        if self._model.max_batch_tokens is None:
+            tune(engine, config, max_length, num_rows * max_length)
 
     def identity(self) -> dict[str, Any]:
         """What every note says of how its output came to be."""
@@ -113,6 +125,8 @@ class Labelling:
         """Write a note about a run: its settings, and what it did."""
         note = {
             **self.identity(),
+            "run": self.run_id,
+            "directory": str(Path.cwd()),
             "settings": plain(settings),
             "model": {"path": str(self.checkpoint.path), "labels": self.checkpoint.labels},
             "device": str(self.compute.device),
@@ -124,18 +138,8 @@ class Labelling:
                 **{name: version(name) for name in ("torch", "tokenizers", "pyarrow")},
             },
         }
-        run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}"
-        name = f"{self.sink.prefix}{RUNS}{run_id}.json"
+        name = f"{self.sink.prefix}{RUNS}{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{self.run_id}.json"
         self.folder.put(name, json.dumps(note, indent=1).encode())
-
-
-def peak_rss_mib() -> int:
-    """Of this process alone; getrusage would also tell of the one that it was forked from."""
-    status = Path("/proc/self/status")
-    if not status.exists():  # not Linux
-        return 0
-    lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def plain(value: Any) -> Any:

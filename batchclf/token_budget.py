@@ -4,34 +4,43 @@ It depends on caches and launch overheads, which no table knows. So a job that i
 measures a few budgets on its own model with made-up tokens and writes the best into
 `$XDG_CACHE_HOME/batchclf/token-budgets.json` (default `~/.cache`), under a key of device, dtype,
 model shape, length and torch version. Deleting the file is always safe.
+
+On a GPU there are also several ways to compute, and `ways.json` remembers which was fastest.
 """
 
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from batchclf.cache import cache_folder
 from batchclf.engine import Compute, Engine
+from batchclf.lane import COMPILED
 from batchclf.log import fields
 from batchclf.model import ModelConfig
 
 log = logging.getLogger(__name__)
 
+_NAME = "token-budgets.json"
 _CANDIDATES = {"cpu": (512, 1024, 2048, 4096, 8192), "cuda": (16384, 32768, 65536, 131072)}
 # A smaller budget is kept unless a larger one is this much faster: it takes less memory.
 _WORTH_IT = 1.03
 _GIVE_UP = 0.9  # larger budgets are not tried once one is this much slower than the best
 _JOB_SHARE = 0.02  # of a job's tokens, at the most, are as many as measuring computes
 _ROUNDS = 2  # batches of each stream that are timed
+_WAYS_NAME = "ways.json"
+# Compiling takes tens of seconds the first time, and a few where torch has kept the result.
+_COMPILE_S = 600.0  # jobs at least so long find out whether compiled code is faster
+_USE_COMPILED_S = 120.0  # jobs at least so long use it where it was
 
 
 def tune(engine: Engine, config: ModelConfig, max_length: int, num_tokens: int) -> None:
@@ -43,9 +52,11 @@ def tune(engine: Engine, config: ModelConfig, max_length: int, num_tokens: int) 
         max_length: tokens of a long text.
         num_tokens: what is about to be computed, at the most.
     """
-    path, key = _cache_path(), _key(engine.compute, config, max_length, engine.num_streams)
+    folder = cache_folder()
+    path = folder / _NAME if folder else None
+    key = _key(engine.compute, config, max_length, engine.num_streams)
     known = _read(path).get(key)
-    if known is not None:
+    if type(known) is int and known > 0:
         engine.max_batch_tokens = known
         return
     candidates = _CANDIDATES[engine.compute.device.type]
@@ -62,7 +73,60 @@ def tune(engine: Engine, config: ModelConfig, max_length: int, num_tokens: int) 
         ", ".join(f"{budget:,}: {rate:,.0f}" for budget, rate in found.items()),
         extra=fields(token_budget=best, measured={str(k): round(v) for k, v in found.items()}),
     )
-    _remember(path, key, best)
+    if path is not None:
+        _remember(path, key, best)
+
+
+def choose_way(engine: Engine, config: ModelConfig, max_length: int, num_tokens: int) -> None:
+    """Have an engine compute in the way that is fastest here, measured if the job is worth that.
+
+    Args:
+        engine: stays as it is where its device knows one way alone.
+        config: of its model.
+        max_length: tokens of a long text.
+        num_tokens: what is about to be computed, at the most.
+    """
+    lane = engine.lane
+    if lane is None:
+        return
+    folder = cache_folder()
+    path = folder / _WAYS_NAME if folder else None
+    key = _key(engine.compute, config, max_length, engine.num_streams)
+    found = _read(path).get(key)
+    rates = _positive_numbers(found) if isinstance(found, dict) else {}
+    before = dict(rates)
+
+    def measure(way: str) -> None:
+        lane.use(way)
+        rate = _tokens_per_s(engine, config, max_length, engine.max_batch_tokens)
+        rates[way] = rate if lane.way == way else 1.0  # it could not be compiled: never again
+
+    plain = [way for way in lane.ways if not way.endswith(COMPILED)]
+    cost = len(plain) * engine.max_batch_tokens * (_ROUNDS + 1)
+    if not set(plain) <= rates.keys():
+        if num_tokens * _JOB_SHARE < cost:
+            return
+        for way in plain:
+            measure(way)
+    way = max(plain, key=lambda way: rates[way])
+    job_s, compiled = num_tokens / rates[way], way + COMPILED
+    if compiled not in rates and compiled in lane.ways and job_s >= _COMPILE_S:
+        measure(compiled)
+    if job_s >= _USE_COMPILED_S and rates.get(compiled, 0) >= _WORTH_IT * rates[way]:
+        way = compiled
+    lane.use(way)
+    log.info(
+        "computing %s (tokens/s: %s)",
+        way,
+        ", ".join(f"{name} {rate:,.0f}" for name, rate in rates.items()),
+        extra=fields(way=way, measured={name: round(rate) for name, rate in rates.items()}),
+    )
+    if path is not None and rates != before:
+        _remember(path, key, {name: round(rate) for name, rate in rates.items()})
+
+
+def _positive_numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: rate for name, rate in found.items() if type(rate) is int and rate > 0}
 
 
 def fastest(candidates: tuple[int, ...], tokens_per_s: Callable[[int], float]) -> dict[int, float]:
@@ -119,26 +183,21 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _cache_path() -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "batchclf" / "token-budgets.json"
-
-
-def _read(path: Path) -> Mapping[str, int]:
+def _read(path: Path | None) -> Mapping[str, Any]:
+    if path is None:
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # not there yet, or damaged: it is measured again
-    if not isinstance(found, dict):
-        return {}
-    return {key: budget for key, budget in found.items() if type(budget) is int and budget > 0}
+    return found if isinstance(found, dict) else {}
 
 
-def _remember(path: Path, key: str, budget: int) -> None:
+def _remember(path: Path, key: str, value: int | Mapping[str, int]) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({**_read(path), key: budget}, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps({**_read(path), key: value}, indent=1), encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        log.info("the token budget is not remembered: %s", error)
+        log.info("%s is not remembered: %s", path.stem.replace("-", " "), error)

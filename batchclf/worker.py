@@ -5,10 +5,7 @@
 Each arrow is a bounded queue between threads, and the flow does not stop at the end of a shard:
 while one is being published, the next is being computed, and small shards share their batches.
 Whoever calls deletes the message, or counts the shard as done, only after its outcome came.
-
-Shape suffixes: N rows of a record batch, R those of them that could be read, C classes.
 """
-# ruff: noqa: N806 - names of arrays end in their shape, in capitals
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -17,19 +14,19 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import BinaryIO
 
-import numpy as np
 import pyarrow as pa
 
+from batchclf.classifier import predict_encoded
 from batchclf.config import PredictSettings, ReadSettings
 from batchclf.engine import Engine
-from batchclf.errors import ErrorRateError, InputError, OutputError
-from batchclf.predictions import Predictions, restore, softmax
+from batchclf.errors import ErrorRateError, InputError, OutOfSpaceError, OutputError, StoreError
+from batchclf.predictions import Predictions
 from batchclf.shards import Shard
 from batchclf.sink import Receipt, ShardWriter, Sink
 from batchclf.source import Reader, RowBatch, open_reader
 from batchclf.stages import Flow
 from batchclf.store import Source, check_unchanged, open_source
-from batchclf.text import Encoded, TextEncoder, join_text
+from batchclf.text import Encoded, TextEncoder
 
 _WINDOW_BYTES = 128 << 20  # of kept columns that wait together for their predictions
 
@@ -74,12 +71,13 @@ class Outcome:
     """What became of a shard: it has a receipt, or an error says why not.
 
     Attributes:
+        error: a StoreError means that its source could not be fetched, which may pass.
         failed_rows: positions of the rows with an error.
     """
 
     shard: Shard
     receipt: Receipt | None = None
-    error: InputError | OutputError | None = None
+    error: InputError | OutputError | StoreError | None = None
     failed_rows: tuple[int, ...] = ()
 
     @property
@@ -148,7 +146,7 @@ def run_shards(
 
     Raises:
         Interrupted: `interrupt` was set.
-        StoreError, ConfigError: the store fails for all shards alike.
+        StoreError, ConfigError: the store of the output fails, or there is no scratch space.
     """
     with Flow(interrupt) as flow:
         fetched = flow.stage("fetch", _fetch(shards, tools, flow.check), depth=1)
@@ -177,12 +175,18 @@ def _fetch(
             continue
         try:
             receipt = tools.sink.committed(shard)
-            if receipt:
-                yield _Closed(Outcome(shard, receipt))
-                continue
+        except OutputError as error:
+            yield _Closed(Outcome(shard, error=error))
+            continue
+        if receipt:
+            yield _Closed(Outcome(shard, receipt))
+            continue
+        try:
             tools.read.check_size(shard.source.size_bytes, str(shard.source))
             file = None if shard.source == here else open_source(shard.source, tools.endpoint_url)
-        except (InputError, OutputError) as error:
+        except OutOfSpaceError:
+            raise
+        except (InputError, StoreError) as error:
             yield _Closed(Outcome(shard, error=error))
             continue
         here = shard.source
@@ -233,11 +237,9 @@ def _tokenise(items: Iterable[RowBatch | _Marker], tools: Tools) -> Iterator[_En
         if not isinstance(item, RowBatch):
             yield item
             continue
-        texts = join_text(dict(zip(tools.read.text_columns, item.text, strict=True)))
-        for row in item.faults:
-            texts.texts[row] = None
+        texts = item.texts(tools.read.text_columns)
         encoded = tools.encoder.encode(texts.texts)
-        errors = {**texts.errors, **encoded.errors, **item.faults}
+        errors = {**texts.errors, **encoded.errors}
         # the text itself has done its work, and may be most of the memory
         yield _Encoded(replace(item, text=()), errors, encoded)
 
@@ -276,28 +278,19 @@ def _predict(
         check()
 
     for window in windows:
-        encoded = [item.encoded for item in window if isinstance(item, _Encoded)]
-        ids = np.concatenate([e.ids for e in encoded] or [np.array([], np.int32)])
-        lengths = np.concatenate([e.num_tokens for e in encoded] or [np.array([], np.int32)])
-        offsets = np.concatenate(([0], np.cumsum(lengths[lengths > 0], dtype=np.int64)))
-        logits = tools.engine.predict(ids, offsets, after_batch)
-        probs_RC = softmax(logits.logits_NC / tools.temperature)
-        first = 0
-        for item in window:
-            if not isinstance(item, _Encoded):
-                yield item
-                continue
-            last = first + int((item.encoded.num_tokens > 0).sum())
-            predictions = restore(
-                probs_RC[first:last],
-                logits.failed_N[first:last],
-                num_tokens=item.encoded.num_tokens,
-                truncated=item.encoded.truncated,
-                errors=item.errors,
+        encoded = [item for item in window if isinstance(item, _Encoded)]
+        predictions = iter(
+            predict_encoded(
+                tools.engine,
+                [item.encoded for item in encoded],
+                [item.errors for item in encoded],
+                temperature=tools.temperature,
                 min_score=tools.predict.min_score,
+                on_batch=after_batch,
             )
-            yield _Predicted(item.rows, predictions)
-            first = last
+        )
+        for item in window:
+            yield _Predicted(item.rows, next(predictions)) if isinstance(item, _Encoded) else item
 
 
 def _write(items: Iterable[_Predicted | _Marker], tools: Tools) -> Iterator[Outcome]:

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, strategies as st
 
-from batchclf.batching import padding_waste, plan_batches, unique_rows
+from batchclf.batching import pack_batches, padding_waste, plan_batches, unique_rows
 from batchclf.errors import ConfigError
 
 lengths_lists = st.lists(st.integers(0, 60), max_size=120)
@@ -159,3 +159,23 @@ def news_lengths(count: int, *, seed: int, sigma: float = 0.6) -> npt.NDArray[np
     mu = np.log(450) - sigma**2 / 2
     drawn = np.random.default_rng(seed).lognormal(mu, sigma, count)
     return np.clip(drawn.astype(np.int64), 1, 1024)
+
+
+@given(lengths_lists, budgets)
+def test_end_to_end_each_batch_takes_as_many_as_fit_and_at_least_one(
+    lengths: list[int], max_tokens: int
+) -> None:
+    counts = pack_batches(lengths, max_tokens)
+    assert sum(counts) == len(lengths)
+    start = 0
+    for count in counts:
+        assert count
+        end = start + count
+        assert count == 1 or sum(lengths[start:end]) <= max_tokens
+        assert end == len(lengths) or sum(lengths[start : end + 1]) > max_tokens
+        start = end
+
+
+def test_end_to_end_a_budget_below_one_token_is_refused() -> None:
+    with pytest.raises(ConfigError):
+        pack_batches([1], 0)
