@@ -58,7 +58,7 @@ class BenchSettings:
     """What to measure.
 
     Attributes:
-        model: a model directory, or None for a random GPT-2 of `size`.
+        model: a model directory or s3:// prefix, or None for a random GPT-2 of `size`.
         inputs: articles, or none for made-up ones with the lengths of news.
         num_rows: articles that we label; the pipeline gets `num_peer_rows` of them.
         max_lengths: tokens of an article; each is measured.
@@ -75,6 +75,7 @@ class BenchSettings:
     repeats: int
     device: str
     dtype: str
+    endpoint_url: str | None = None
 
 
 def bench(settings: BenchSettings) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="batchclf-bench-") as scratch:
         folder = Path(scratch)
         texts = _articles(settings)
-        model = settings.model or str(_random_model(folder / "model", settings.size, texts))
+        model = _model(settings, folder / "model", texts)
         archive = folder / "archive.parquet"
         pq.write_table(pa.table({"id": np.arange(len(texts)), "text": texts}), archive)
         peer_texts = _spread(texts, settings.num_peer_rows)
@@ -114,7 +115,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
             found = _result(max_length, ours, peers, ceilings, config)
             results.append(found | _inspect(model, texts, max_length, compute))
         return {
-            "settings": asdict(settings)
+            "settings": {k: v for k, v in asdict(settings).items() if k != "endpoint_url"}
             | {
                 "model": settings.model and Path(settings.model).name,
                 "inputs": [Path(name).name for name in settings.inputs],
@@ -122,6 +123,13 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
             "machine": _machine(),
             "results": results,
         }
+
+
+def _model(settings: BenchSettings, random: Path, texts: Sequence[str]) -> str:
+    """The directory of the model to measure, which transformers has to read too."""
+    if settings.model is None:
+        return str(_random_model(random, settings.size, texts))
+    return str(load(settings.model, endpoint_url=settings.endpoint_url).path)
 
 
 def _result(

@@ -133,6 +133,12 @@ class ModelSettings:
     device: str = "auto"
     backend: Literal["torch"] = "torch"
 
+    def __post_init__(self) -> None:
+        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
+            raise ConfigError(f"max_batch_tokens must be at least 1, not {self.max_batch_tokens}")
+        if self.backend != "torch":
+            raise ConfigError(f"the backend {self.backend!r} is not torch")
+
 
 @dataclass(frozen=True)
 class Share:
@@ -146,6 +152,10 @@ class Share:
             raise ConfigError(f"the number of shares must be at least 1, not {self.count}")
         if not 0 <= self.index < self.count:
             raise ConfigError(f"share {self.index} is outside 0 to {self.count - 1}")
+
+    def part(self, index: int, count: int) -> "Share":
+        """Part `index` of `count` of this share; all parts together are this share."""
+        return Share(self.index * count + index, self.count * count)
 
 
 # Who tells a worker its place: our options, AWS Batch array jobs, Slurm job arrays.

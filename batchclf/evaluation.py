@@ -65,43 +65,28 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Measures:
-    """What `measure` found; "before" is as if the temperature were 1.
+class Agreement:
+    """How far predictions agree with true labels, as far as labels and scores tell.
 
     Attributes:
         macro_f1: the mean of F1 over labels that are present or predicted, as scikit-learn has it.
-        log_loss: minus the mean log-probability (natural) of the true labels.
         ece: expected calibration error, 0 to 1.
-        per_label: in the order of the logits.
+        per_label: in the order of the labels.
         confusion: counts, a row for each true label and a column for each predicted one.
         risk_coverage: at round values of `--min-score`.
-        coverage_curve: the same at the scores that occur, thinned out, for drawing.
+        coverage_curve: the same at many scores, for drawing.
     """
 
     labels: tuple[str, ...]
     num_examples: int
-    temperature: float
     accuracy: float
     macro_f1: float
-    log_loss: float
-    log_loss_before: float
     ece: float
-    ece_before: float
     per_label: tuple[LabelMeasures, ...]
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[Bin, ...]
-    reliability_before: tuple[Bin, ...]
     risk_coverage: tuple[Coverage, ...]
     coverage_curve: tuple[Coverage, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same as JSON takes it."""
-        names = {
-            "log_loss_before": "log_loss_before_temperature",
-            "ece_before": "ece_before_temperature",
-            "reliability_before": "reliability_before_temperature",
-        }
-        return {names.get(name, name): value for name, value in asdict(self).items()}
 
     def confusions(self) -> list[tuple[str, str, int]]:
         """True label, predicted label and count of all that was confused, most frequent first."""
@@ -112,6 +97,30 @@ class Measures:
             if count and true != predicted
         ]
         return sorted(found, key=lambda each: -each[2])
+
+
+@dataclass(frozen=True)
+class Measures(Agreement):
+    """What `measure` found; "before" is as if the temperature were 1.
+
+    Attributes:
+        log_loss: minus the mean log-probability (natural) of the true labels.
+    """
+
+    temperature: float
+    log_loss: float
+    log_loss_before: float
+    ece_before: float
+    reliability_before: tuple[Bin, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON takes it."""
+        names = {
+            "log_loss_before": "log_loss_before_temperature",
+            "ece_before": "ece_before_temperature",
+            "reliability_before": "reliability_before_temperature",
+        }
+        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -144,35 +153,64 @@ def measure(
         label_names: in the order of the logits.
         temperature: that of the model.
     """
-    num_examples, num_labels = logits_NC.shape
+    num_labels = logits_NC.shape[1]
     predicted_N = logits_NC.argmax(axis=1)
     correct_N = predicted_N == labels_N
     confusion_CC = np.bincount(
         np.asarray(labels_N, np.int64) * num_labels + predicted_N, minlength=num_labels**2
     ).reshape(num_labels, num_labels)
-    per_label = tuple(_per_label(confusion_CC, label_names))
-    used = [each.f1 for each in per_label if each.support or each.num_predicted]
     scaled_NC = logits_NC.astype(np.float64) / temperature
     scores_N = top_scores(scaled_NC)
-    reliability = reliability_bins(scores_N, correct_N)
     reliability_before = reliability_bins(top_scores(logits_NC), correct_N)
     quantiles = np.quantile(scores_N, np.linspace(0, 1, _CURVE_POINTS), method="lower")
+    agreement = agree(
+        confusion_CC,
+        label_names,
+        reliability=reliability_bins(scores_N, correct_N),
+        risk_coverage=_coverage(scores_N, correct_N, MIN_SCORES),
+        coverage_curve=_coverage(scores_N, correct_N, np.unique(quantiles).tolist()),
+    )
     return Measures(
-        labels=tuple(label_names),
-        num_examples=num_examples,
+        **vars(agreement),
         temperature=temperature,
-        accuracy=float(correct_N.mean()),
-        macro_f1=sum(used) / len(used),
         log_loss=log_loss(scaled_NC, labels_N),
         log_loss_before=log_loss(logits_NC, labels_N),
-        ece=expected_calibration_error(reliability),
         ece_before=expected_calibration_error(reliability_before),
+        reliability_before=reliability_before,
+    )
+
+
+def agree(
+    confusion_CC: npt.NDArray[np.int64],
+    label_names: Sequence[str],
+    *,
+    reliability: Sequence[Bin],
+    risk_coverage: Iterable[Coverage],
+    coverage_curve: Iterable[Coverage],
+) -> Agreement:
+    """What follows from a confusion matrix and what was counted by score.
+
+    Args:
+        confusion_CC: examples by true label (rows) and predicted label, at least one.
+        label_names: in the order of both.
+        reliability: as from `reliability_bins`.
+        risk_coverage: at round values of `--min-score`.
+        coverage_curve: at many scores.
+    """
+    num_examples = int(confusion_CC.sum())
+    per_label = tuple(_per_label(confusion_CC, label_names))
+    used = [each.f1 for each in per_label if each.support or each.num_predicted]
+    return Agreement(
+        labels=tuple(label_names),
+        num_examples=num_examples,
+        accuracy=int(confusion_CC.trace()) / num_examples,
+        macro_f1=sum(used) / len(used),
+        ece=expected_calibration_error(reliability),
         per_label=per_label,
         confusion=tuple(tuple(row) for row in confusion_CC.tolist()),
-        reliability=reliability,
-        reliability_before=reliability_before,
-        risk_coverage=tuple(_coverage(scores_N, correct_N, MIN_SCORES)),
-        coverage_curve=tuple(_coverage(scores_N, correct_N, np.unique(quantiles).tolist())),
+        reliability=tuple(reliability),
+        risk_coverage=tuple(risk_coverage),
+        coverage_curve=tuple(coverage_curve),
     )
 
 

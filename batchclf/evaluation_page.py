@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from batchclf import pages, plots
 from batchclf.calibration import Bin
-from batchclf.evaluation import Measures, Mistake, shorten
+from batchclf.evaluation import Agreement, Measures, Mistake, shorten
 from batchclf.pages import Html
 
 _MOST_LABELS_SQUARED = 25  # of a confusion table; beyond, the confused pairs are listed
-_MOST_CONFUSIONS = 40
+_MOST_CONFUSIONS = 20
 _MOST_LABEL = 60  # characters
 _MOST_VALUE = 600
 
@@ -16,10 +16,15 @@ _MOST_VALUE = 600
 def measure_sections(measures: Measures) -> Iterator[Html]:
     """The sections that say how good a model is, without its mistakes."""
     yield pages.section("In short", _headline(measures), wide=True)
-    yield pages.section("Labels", _labels(measures))
-    yield pages.section("Confusion matrix", *_confusion(measures))
-    yield pages.section("Reliability", *_reliability(measures))
-    yield pages.section("Accuracy against share kept", *_coverage(measures))
+    yield pages.section("Labels", label_table(measures))
+    yield from agreement_sections(measures)
+
+
+def agreement_sections(agreement: Agreement) -> Iterator[Html]:
+    """The sections with a plot of how far predictions agree with true labels."""
+    yield pages.section("Confusion matrix", *_confusion(agreement))
+    yield pages.section("Reliability", *_reliability(agreement))
+    yield pages.section("Accuracy against share kept", *_coverage(agreement))
 
 
 def mistakes_section(mistakes: Sequence[Mistake]) -> Html:
@@ -39,7 +44,7 @@ def mistakes_section(mistakes: Sequence[Mistake]) -> Html:
 
 def details_section(heading: str, details: Mapping[str, object]) -> Html:
     """Plain values by name; those of a nested mapping as `a.b`."""
-    table = pages.table(heading, ["name", "value"], _flatten(details), num_texts=2, seen=False)
+    table = pages.table(heading, ["name", "value"], flatten(details), num_texts=2, seen=False)
     return pages.section(heading, table, wide=True)
 
 
@@ -63,7 +68,8 @@ def _headline(measures: Measures) -> Html:
     )
 
 
-def _labels(measures: Measures) -> Html:
+def label_table(measures: Agreement) -> Html:
+    """Precision, recall and F1 of each label."""
     return pages.table(
         "Precision, recall and F1 of each label",
         ["label", "precision", "recall", "F1", "articles", "predicted"],
@@ -81,7 +87,7 @@ def _labels(measures: Measures) -> Html:
     )
 
 
-def _confusion(measures: Measures) -> Iterator[Html]:
+def _confusion(measures: Agreement) -> Iterator[Html]:
     svg = plots.to_svg(
         plots.confusion_matrix(measures),
         "confusion",
@@ -112,7 +118,7 @@ def _confusion(measures: Measures) -> Iterator[Html]:
         )
 
 
-def _reliability(measures: Measures) -> Iterator[Html]:
+def _reliability(measures: Agreement) -> Iterator[Html]:
     svg = plots.to_svg(
         plots.reliability(measures),
         "reliability",
@@ -142,7 +148,7 @@ def _bin_row(each: Bin) -> tuple[str, str, str, str]:
     )
 
 
-def _coverage(measures: Measures) -> Iterator[Html]:
+def _coverage(measures: Agreement) -> Iterator[Html]:
     svg = plots.to_svg(
         plots.risk_coverage(measures),
         "coverage",
@@ -174,10 +180,13 @@ def _short(label: str) -> str:
     return shorten(label, _MOST_LABEL)
 
 
-def _flatten(details: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(details: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Plain values by name, those of a nested mapping as `a.b`, none of them long."""
     for name, value in details.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
             continue
         shown = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        if isinstance(value, float):
+            shown = f"{value:.6g}"
         yield _short(f"{prefix}{name}"), shorten(shown, _MOST_VALUE)

@@ -10,7 +10,6 @@ from batchclf.errors import InputError
 from batchclf.planning import make_plan
 from batchclf.source import RowBatch, open_reader
 from batchclf.store import Source, open_source
-from batchclf.text import join_text
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,7 @@ def read_texts(
         with open_source(shard.source, endpoint_url) as file:
             reader = open_reader(file, shard.source, read)
             for batch in reader.read(shard.start, shard.stop, shard.offset):
-                texts = join_text(dict(zip(read.text_columns, batch.text, strict=True))).texts
-                yield (
-                    shard.source,
-                    batch,
-                    [None if row in batch.faults else text for row, text in enumerate(texts)],
-                )
+                yield shard.source, batch, batch.texts(read.text_columns).texts
 
 
 def _append(found: Labelled, source: Source, batch: RowBatch, texts: Sequence[str | None]) -> int:

@@ -46,6 +46,12 @@ def fields(**values: Any) -> dict[str, Any]:
     return {_FIELDS: values}
 
 
+def sign(record: logging.LogRecord, name: str) -> None:
+    """Say in a line that another process wrote which one it was."""
+    record.msg, record.args = f"{name}: {record.getMessage()}", None
+    vars(record)[_FIELDS] = {**vars(record).get(_FIELDS, {}), "worker": name}
+
+
 class _StderrHandler(logging.StreamHandler[TextIO]):
     """Writes to whatever standard error is at the moment: a progress bar puts itself before it."""
 

@@ -44,19 +44,29 @@ section {
   background: var(--card); border: 1px solid var(--line); border-radius: 0.5rem; padding: 1rem;
   min-width: 0;
 }
+.beside { display: grid; gap: 1rem 2rem; grid-template-columns: minmax(0, 1fr); }
 @media (min-width: 60rem) {
   main { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   section.wide { grid-column: 1 / -1; }
-  .beside { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 2rem; }
+  .beside { grid-template-columns: repeat(2, minmax(0, 1fr)); }
 }
 dl.numbers {
   display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: 0.75rem 1rem;
-  margin: 0;
+  margin: 0 0 1rem;
 }
 dl.numbers div { display: flex; flex-direction: column; }
 dl.numbers dt { color: var(--muted); font-size: 0.875rem; }
 dl.numbers dd { margin: 0; font-size: 1.5rem; font-variant-numeric: tabular-nums; }
 dl.numbers dd small { display: block; font-size: 0.8125rem; color: var(--muted); }
+p.good b { color: var(--accent); }
+p.bad b { color: var(--second); }
+p.bad { border-inline-start: 3px solid var(--second); padding-inline-start: 0.75rem; }
+ul.plain { margin: 0 0 0.75rem; padding-inline-start: 1.25rem; }
+pre {
+  margin: 0 0 0.75rem; padding: 0.6rem 0.75rem; border: 1px solid var(--line);
+  border-radius: 0.375rem; background: var(--paper); font-size: 0.875rem;
+  white-space: pre-wrap; overflow-wrap: anywhere;
+}
 figure { margin: 0 0 0.75rem; }
 figure svg { display: block; width: 100%; max-width: 34rem; height: auto; margin: 0 auto; }
 .scroll {
@@ -75,6 +85,8 @@ th, td { padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line); text-alig
 th { font-weight: 600; vertical-align: bottom; }
 tbody th { font-weight: 400; vertical-align: top; min-width: 8.5rem; }
 td { vertical-align: top; }
+tbody td:not(.number) { min-width: 6rem; }
+thead th { overflow-wrap: break-word; }
 .number { text-align: end; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 tbody th.number { min-width: 0; }
 summary { cursor: pointer; color: var(--accent); padding: 0.25rem 0; }
@@ -117,6 +129,24 @@ def section(heading: str, *content: Html, wide: bool = False) -> Html:
 def paragraph(content: str) -> Html:
     """A few words."""
     return Html(f"<p>{text(content)}</p>\n")
+
+
+def verdict(content: str, *, good: bool) -> Html:
+    """A sentence that says whether all is well; not by colour alone."""
+    mark = "\N{CHECK MARK}" if good else "\N{BALLOT X}"
+    kind = "good" if good else "bad"
+    return Html(f'<p class="{kind}"><b aria-hidden="true">{mark}</b> {text(content)}</p>\n')
+
+
+def bullets(lines: Iterable[str]) -> Html:
+    """Sentences below one another; nothing where there are none."""
+    entries = "".join(f'<li dir="auto">{text(line)}</li>\n' for line in lines)
+    return Html(f'<ul class="plain">\n{entries}</ul>\n' if entries else "")
+
+
+def command(line: str) -> Html:
+    """A line for a shell."""
+    return Html(f"<pre><code>{text(line)}</code></pre>\n")
 
 
 def numbers(named: Iterable[tuple[str, str, str]]) -> Html:

@@ -22,6 +22,21 @@ class Plan:
     unreadable: tuple[InputError, ...]
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What a look into every input found.
+
+    Attributes:
+        sources: all of them, in input order.
+        readable: those that can be read, and what is in them.
+        unreadable: why the others cannot.
+    """
+
+    sources: tuple[Source, ...]
+    readable: tuple[tuple[Source, Contents], ...]
+    unreadable: tuple[InputError, ...]
+
+
 def make_plan(
     inputs: Sequence[str],
     read: ReadSettings,
@@ -34,19 +49,41 @@ def make_plan(
         InputError: an argument matches nothing at all.
         StoreError: the store kept failing.
     """
+    looked = look_into(inputs, read, cut.rows_per_shard, endpoint_url)
+    shards = plan_shards(looked.readable, cut)
+    return Plan(looked.sources, tuple(shards), looked.unreadable)
+
+
+def look_into(
+    inputs: Sequence[str], read: ReadSettings, offset_rows: int, endpoint_url: str | None
+) -> Looked:
+    """Find the inputs and count their rows.
+
+    Args:
+        inputs: files, folders, globs and prefixes.
+        read: which columns they have to have.
+        offset_rows: of uncompressed text, every so many rows the place in the file is noted.
+        endpoint_url: of the store.
+
+    Raises:
+        InputError: an argument matches nothing at all.
+        StoreError: the store kept failing.
+    """
     sources = find_sources(inputs, endpoint_url)
 
     def look(source: Source) -> Contents | InputError:
         try:
-            return _contents(source, read, cut.rows_per_shard, endpoint_url)
+            return _contents(source, read, offset_rows, endpoint_url)
         except InputError as error:
             return error
 
     with ThreadPoolExecutor(_THREADS) as pool:
         looked = list(zip(sources, pool.map(look, sources), strict=True))
-    readable = [(source, found) for source, found in looked if isinstance(found, Contents)]
-    unreadable = tuple(found for _, found in looked if isinstance(found, InputError))
-    return Plan(tuple(sources), tuple(plan_shards(readable, cut)), unreadable)
+    return Looked(
+        tuple(sources),
+        tuple((source, found) for source, found in looked if isinstance(found, Contents)),
+        tuple(found for _, found in looked if isinstance(found, InputError)),
+    )
 
 
 def cut_source(
@@ -63,13 +100,13 @@ def cut_source(
 
 
 def _contents(
-    source: Source, read: ReadSettings, rows_per_shard: int, endpoint_url: str | None
+    source: Source, read: ReadSettings, offset_rows: int, endpoint_url: str | None
 ) -> Contents:
     read.check_size(source.size_bytes, str(source))
     # The footer of a Parquet file tells its rows; text has to be read to its end.
     is_parquet = source_suffix(source.uri) == ".parquet"
     file = (open_source_tail if is_parquet else open_source)(source, endpoint_url)
     try:
-        return open_reader(file, source, read).contents(rows_per_shard)
+        return open_reader(file, source, read).contents(offset_rows)
     finally:
         file.close()

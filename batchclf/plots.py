@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -18,17 +19,21 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from batchclf.calibration import Bin
-from batchclf.evaluation import Measures, shorten
+from batchclf.evaluation import Agreement, Measures, shorten
 
 _WIDTH_IN = 3.9  # near a phone's width, so that the letters keep their size there
 _HEIGHT_IN = 3.0
 _PNG_DPI = 200
-_MOST_NAMED_LABELS = 40  # of a confusion matrix; more names would cover each other
+_MOST_NAMED_LABELS = 25  # of a confusion matrix; more names would cover each other
 _MOST_COUNTED_LABELS = 10
 _MOST_LABEL = 18  # characters
+_MOST_TITLE = 16
+_MOST_LINE = 1_000
+_BAR_IN = 0.25
+_ONE_PERCENT = 0.01
 _SMOOTHED_STEPS = 50
 _FEW_POINTS = 20  # that need a mark each to be seen
 
@@ -123,21 +128,24 @@ def training_curve(history: Mapping[str, Any]) -> Draw:
     return draw
 
 
-def confusion_matrix(measures: Measures) -> Draw:
+def confusion_matrix(measures: Agreement) -> Draw:
     """Shares of each true label by predicted label, with counts while there is room for them."""
 
     def draw(figure: Figure) -> None:
         count = len(measures.labels)
-        side = min(max(_WIDTH_IN, 0.3 * count), 2 * _WIDTH_IN)
+        is_named = count <= _MOST_NAMED_LABELS
+        side = max(_WIDTH_IN, 0.3 * count) if is_named else _WIDTH_IN
         figure.set_size_inches(side, 0.92 * side)
         axes = figure.subplots()
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        if count > _MOST_NAMED_LABELS:
+        if not is_named:
             shares = [[n / max(sum(row), 1) for n in row] for row in measures.confusion]
             axes.imshow(shares, cmap=_CLEAR_TO_ACCENT, vmin=0, vmax=1, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
             return
         for y, row in enumerate(measures.confusion):
             for x, number in enumerate(row):
@@ -147,21 +155,21 @@ def confusion_matrix(measures: Measures) -> Draw:
         axes.set_xlim(-0.5, count - 0.5)
         axes.set_ylim(count - 0.5, -0.5)
         axes.set_aspect("equal")
-        names = [shorten(label, _MOST_LABEL) for label in measures.labels]
+        names = [_clip(label, _MOST_LABEL) for label in measures.labels]
         axes.set_xticks(range(count), names, rotation=45, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(count), names)
 
     return draw
 
 
-def reliability(measures: Measures) -> Draw:
+def reliability(measures: Agreement) -> Draw:
     """Accuracy against score in bins, before and after temperature, and how many are in each."""
 
     def draw(figure: Figure) -> None:
         figure.set_figheight(1.25 * _HEIGHT_IN)
         axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle="--", label="perfect")
-        if measures.temperature != 1:
+        if isinstance(measures, Measures) and measures.temperature != 1:
             _bins(axes, measures.reliability_before, SECOND, ":", "temperature 1")
             _bins(
                 axes, measures.reliability, ACCENT, "-", f"temperature {measures.temperature:.2f}"
@@ -187,7 +195,7 @@ def reliability(measures: Measures) -> Draw:
     return draw
 
 
-def risk_coverage(measures: Measures) -> Draw:
+def risk_coverage(measures: Agreement) -> Draw:
     """Accuracy of the rows that are kept, against their share."""
 
     def draw(figure: Figure) -> None:
@@ -202,6 +210,115 @@ def risk_coverage(measures: Measures) -> Draw:
         axes.set_ylim(min(*right, 0.9) - 0.01, 1.005)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=None))
+
+    return draw
+
+
+def bars(names: Sequence[str], values: Sequence[float], notes: Sequence[str]) -> Draw:
+    """A bar for each name, from the top down, with a few words behind it."""
+
+    def draw(figure: Figure) -> None:
+        figure.set_figheight(_BAR_IN * len(names) + 0.3)
+        axes = figure.subplots()
+        places = range(len(names))
+        axes.barh(places, values, height=0.72, color=ACCENT)
+        most = max(*values, 0.0) or 1.0
+        for place, value, note in zip(places, values, notes, strict=True):
+            axes.text(value + 0.02 * most, place, note, va="center", fontsize=9)
+        axes.set_yticks(places, [_clip(name, _MOST_LABEL) for name in names])
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlim(0, 1.3 * most)
+        axes.xaxis.set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False)
+
+    return draw
+
+
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    above: Sequence[int] = (),
+    *,
+    x: str,
+    names: tuple[str, str] = ("", ""),
+) -> Draw:
+    """Articles in neighbouring bins.
+
+    Args:
+        edges: of the bins, one more than there are.
+        counts: articles of each.
+        above: other articles, drawn upon them in the second colour.
+        x: what is binned.
+        names: of both kinds, where there are two.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        widths = [after - before for before, after in pairwise(edges)]
+        drawn = [0.92 * width for width in widths]
+        axes.bar(edges[:-1], counts, drawn, align="edge", color=ACCENT, label=names[0])
+        if above:
+            axes.bar(edges[:-1], above, drawn, counts, align="edge", color=SECOND, label=names[1])
+            _legend(figure, axes)
+        axes.set_xlabel(x)
+        axes.set_ylabel("articles")
+        axes.set_xlim(edges[0], edges[-1])
+        axes.xaxis.grid(visible=False)
+        _count_axis(axes)
+
+    return draw
+
+
+def timeline(starts: Sequence[str], totals: Sequence[int]) -> Draw:
+    """Articles of periods that follow one another."""
+
+    def draw(figure: Figure) -> None:
+        figure.set_figheight(0.6 * _HEIGHT_IN)
+        axes = figure.subplots()
+        _steps(axes, totals)
+        axes.set_ylabel("articles")
+        axes.xaxis.grid(visible=False)
+        axes.set_xlim(-0.6, len(starts) - 0.4)
+        _count_axis(axes)
+        _ends(axes, starts)
+
+    return draw
+
+
+def panels(
+    series: Sequence[tuple[str, Sequence[float]]], ends: Sequence[str], *, shares: bool
+) -> Draw:
+    """A small plot for each name, each on its own scale from 0.
+
+    Args:
+        series: name and values; as many values for each.
+        ends: what stands below the first and the last value; or one, where there is but one.
+        shares: the values are shares of 1.
+    """
+
+    def draw(figure: Figure) -> None:
+        num_rows = -(-len(series) // 2)
+        figure.set_figheight(0.85 * num_rows + 0.35)
+        grid = figure.subplots(num_rows, 2, squeeze=False).ravel()
+        for place, axes in enumerate(grid):
+            if place >= len(series):
+                axes.set_visible(False)
+                continue
+            name, values = series[place]
+            _steps(axes, values)
+            axes.set_title(_clip(name, _MOST_TITLE), loc="left", fontsize=9, pad=3)
+            most = max(*values, 0.0) or 1.0
+            axes.set_ylim(0, most)
+            axes.set_xlim(-0.6, len(values) - 0.4)
+            top = f"{most:.0%}" if shares and most >= _ONE_PERCENT else f"{most:.1%}"
+            axes.set_yticks([0, most], ["0", top if shares else _brief(most)], fontsize=8)
+            axes.grid(visible=False)
+            if place >= len(series) - 2:
+                _ends(axes, ends, fontsize=8)
+            else:
+                axes.set_xticks([])
 
     return draw
 
@@ -231,6 +348,49 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """Above the plot, where it covers nothing."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2)
+
+
+def _clip(name: str, most: int) -> str:
+    """A name on one line; of a long one both ends, since many may begin in the same way."""
+    line = shorten(name, _MOST_LINE)
+    if len(line) <= most:
+        return line
+    behind = (most - 1) // 2
+    return f"{line[: most - 1 - behind].rstrip()}\N{HORIZONTAL ELLIPSIS}{line[-behind:].lstrip()}"
+
+
+def _count_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _brief(value)))
+
+
+def _brief(number: float) -> str:
+    """`950`, `12k`, `1.5M`: as short as an axis wants it."""
+    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def _steps(axes: Axes, values: Sequence[float]) -> None:
+    """A bar for each value; as one area where they are many, without hairs between them."""
+    if len(values) <= _FEW_POINTS:
+        axes.bar(range(len(values)), values, width=0.85, color=ACCENT)
+    else:
+        edges = [place - 0.5 for place in range(len(values) + 1)]
+        axes.stairs(values, edges, fill=True, color=ACCENT)
+
+
+def _ends(axes: Axes, names: Sequence[str], fontsize: int = 9) -> None:
+    """The first and the last name below the axis, each within it."""
+    low, high = axes.get_xlim()
+    if len(names) == 1:
+        axes.set_xticks([(low + high) / 2], names, fontsize=fontsize)
+        return
+    axes.set_xticks([low, high], [names[0], names[-1]], fontsize=fontsize)
+    first, last = axes.get_xticklabels()
+    first.set_horizontalalignment("left")
+    last.set_horizontalalignment("right")
 
 
 def _two_lines(axes: Axes, numbers: Sequence[float], epochs: Sequence[Any], kind: str) -> None:

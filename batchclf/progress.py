@@ -5,7 +5,7 @@ import sys
 import time
 from datetime import timedelta
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
 from batchclf.log import fields
 
@@ -21,6 +21,16 @@ def choose_style(wanted: bool, log_format: str) -> Style:
     if not wanted:
         return "none"
     return "bar" if sys.stderr.isatty() and log_format == "text" else "lines"
+
+
+class Listener(Protocol):
+    """Whoever is told how far a run is."""
+
+    def batch(self, num_rows: int, num_tokens: int) -> None:
+        """Some rows were computed."""
+
+    def shard(self, num_rows: int, *, computed: bool) -> None:
+        """A shard is finished, or was found so."""
 
 
 class Progress:

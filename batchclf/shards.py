@@ -71,6 +71,12 @@ def source_digest(source: Source) -> str:
     return hashlib.sha256(identity).hexdigest()[:_SOURCE_DIGITS]
 
 
+def source_of_name(name: str) -> str | None:
+    """The digits in the name of an output that stand for its source."""
+    match = _NAME.fullmatch(name.rsplit("/", 1)[-1])
+    return match["source"] if match else None
+
+
 def cut_rows(contents: Contents, rows_per_shard: int) -> list[tuple[int, int]]:
     """Cut one source into row ranges of at most `rows_per_shard` rows.
 

@@ -187,7 +187,7 @@ class TrainJob:
         head_length = self.settings.max_length if self.head == "flatten" else 0
         if Path(self.base_model).is_file():
             return self._from_scratch(texts, num_labels, head_length)
-        return load_base(self.base_model, num_labels, self.head, head_length)
+        return load_base(self.base_model, num_labels, self.head, head_length, self.endpoint_url)
 
     def _from_scratch(
         self, texts: Sequence[str], num_labels: int, head_length: int

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchclf.completion import Found, commands
 from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import DamagedError, OutputError
 from batchclf.messages import ARTICLES, MESSAGE_ID
@@ -22,6 +23,7 @@ from batchclf.sink import Counts, Footer, check_seal
 from batchclf.store import Folder, hidden, open_folder
 
 _THREADS = 4
+_READ = ["row", "label", "n_tokens", "truncated", "error"]
 _FOLDER = "fp="
 
 
@@ -34,6 +36,9 @@ class Verdict:
         counts: rows in them.
         num_repeats: of these rows, those of a message that an earlier row is of as well.
         problems: one sentence each; none means complete and whole.
+        broken: names of outputs that are worth nothing: damaged, not ours, or of rows that stand
+            elsewhere too.
+        fix: shell commands, in order, that complete the output; only where they were asked for.
         notes: what is no problem, but worth knowing.
     """
 
@@ -42,10 +47,18 @@ class Verdict:
     counts: Counts = field(default_factory=Counts)
     num_repeats: int = 0
     problems: list[str] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    fix: list[str] = field(default_factory=list)
 
 
-def verify(output: str, inputs: Sequence[str] = (), endpoint_url: str | None = None) -> Verdict:
+def verify(
+    output: str,
+    inputs: Sequence[str] = (),
+    endpoint_url: str | None = None,
+    *,
+    fix: bool = False,
+) -> Verdict:
     """Read an output to its last byte and hold it against its plan.
 
     The plan is made again from `inputs`, with the settings of the run that wrote the output;
@@ -55,6 +68,7 @@ def verify(output: str, inputs: Sequence[str] = (), endpoint_url: str | None = N
         output: what `classify --output` was given, or the folder `fp=...` in it.
         inputs: what `classify` was given.
         endpoint_url: another server of the S3 protocol.
+        fix: say how to complete it. Nothing is done.
 
     Raises:
         OutputError: there is no output, or several fingerprints are mixed under it.
@@ -76,13 +90,19 @@ def verify(output: str, inputs: Sequence[str] = (), endpoint_url: str | None = N
                 verdict.counts += found.footer.counts
             else:
                 verdict.problems.append(str(found))
+                verdict.broken.append(name)
     expected_fingerprint = folder.uri.rsplit(_FOLDER, 1)[-1]
     for name, footer in footers.items():
         if footer.fingerprint != expected_fingerprint:
             verdict.problems.append(f"{name}: was written under fingerprint {footer.fingerprint}")
-    _check_overlaps(footers, verdict)
+            verdict.broken.append(name)
+    twice = _check_overlaps(footers, verdict)
     _count_repeats(messages, verdict)
-    _check_plan(folder, names, footers, inputs, endpoint_url, verdict)
+    planned = _check_plan(folder, names, footers, inputs, endpoint_url, verdict)
+    verdict.broken += sorted(twice - planned) if planned else ()
+    if fix and verdict.problems:
+        wrong = Found(tuple(verdict.broken), twice - planned, planned, list(footers.values()))
+        verdict.fix = commands(folder, wrong, inputs, endpoint_url)
     return verdict
 
 
@@ -114,7 +134,10 @@ class _Whole:
 
 
 def _check(folder: Folder, name: str) -> _Whole | OutputError:
-    """Read one output whole; its bytes must be those that were written, and what it says true."""
+    """Read one output whole; its bytes must be those that were written, and what it says true.
+
+    Once the seal holds, columns kept from the input are as they were written; they are not decoded.
+    """
     try:
         file = folder.open(name, whole=True)
     except DamagedError as error:
@@ -124,11 +147,13 @@ def _check(folder: Folder, name: str) -> _Whole | OutputError:
     with file:
         try:
             footer = Footer.read(file, name)
+            check_seal(file, name)
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             _check_columns(parquet.schema_arrow, name)
+            columns = [*_READ, MESSAGE_ID] if _is_of_articles(footer) else _READ
             counts = Counts()
             messages = []
-            for batch in parquet.iter_batches():
+            for batch in parquet.iter_batches(columns=columns):
                 first = footer.start + counts.num_rows
                 if not np.array_equal(
                     batch.column("row"), np.arange(first, first + batch.num_rows)
@@ -138,7 +163,6 @@ def _check(folder: Folder, name: str) -> _Whole | OutputError:
                 if _is_of_articles(footer):
                     ids = batch.column(MESSAGE_ID).to_pylist()
                     messages.append(np.fromiter(map(hash, ids), np.int64, len(ids)))
-            check_seal(file, name)
         except OutputError as error:
             return error
         except (pa.ArrowException, KeyError, ValueError, OSError) as error:
@@ -185,25 +209,30 @@ def _count(batch: pa.RecordBatch) -> Counts:
     )
 
 
-def _check_overlaps(footers: Mapping[str, Footer], verdict: Verdict) -> None:
-    by_source: dict[tuple[str, str], list[Footer]] = {}
+def _check_overlaps(footers: Mapping[str, Footer], verdict: Verdict) -> set[str]:
+    """Whether rows stand twice; returns the names of all outputs concerned."""
+    by_source: dict[tuple[str, str], list[tuple[Footer, str]]] = {}
     versions: dict[str, set[str]] = {}
-    for footer in footers.values():
-        by_source.setdefault((footer.source, footer.source_version), []).append(footer)
+    for name, footer in footers.items():
+        by_source.setdefault((footer.source, footer.source_version), []).append((footer, name))
         if not _is_of_articles(footer):  # one set of them is no version of another
             versions.setdefault(footer.source, set()).add(footer.source_version)
+    concerned = set()
     for (source, _), found in by_source.items():
-        found.sort(key=lambda footer: (footer.start, footer.stop))
-        for before, after in pairwise(found):
+        found.sort(key=lambda pair: (pair[0].start, pair[0].stop))
+        for (before, first), (after, second) in pairwise(found):
             if after.start < before.stop:
                 verdict.problems.append(
                     f"{source}: rows {after.start} to {min(before.stop, after.stop)} stand twice"
                 )
+                concerned |= {first, second}
     for source, known in versions.items():
         if len(known) > 1:
             verdict.problems.append(
                 f"{source}: was replaced, and outputs of {len(known)} versions of it are here"
             )
+            concerned |= {name for name, footer in footers.items() if footer.source == source}
+    return concerned
 
 
 def _check_plan(
@@ -213,8 +242,12 @@ def _check_plan(
     inputs: Sequence[str],
     endpoint_url: str | None,
     verdict: Verdict,
-) -> None:
-    """Every planned shard must be there. What else is there is told."""
+) -> frozenset[str]:
+    """Every planned shard must be there. What else is there is told.
+
+    Returns:
+        The names of all planned shards, where a plan is known.
+    """
     of_articles = {name for name, footer in footers.items() if _is_of_articles(footer)}
     if of_articles:
         verdict.notes.append(
@@ -225,7 +258,7 @@ def _check_plan(
         note = success or _latest_run(folder)
         if note is None:
             verdict.problems.append("no run left its settings here, so the plan is unknown")
-            return
+            return frozenset()
         plan = make_plan(inputs, *_plan_settings(note), endpoint_url)
         verdict.problems.extend(f"unreadable input: {error}" for error in plan.unreadable)
         missing = _missing(plan.shards, names, footers)
@@ -240,20 +273,20 @@ def _check_plan(
             verdict.notes.append(f"{extra} outputs are of other inputs than the plan's")
         if success is None:
             verdict.notes.append(f"no {SUCCESS_NAME}: no run has seen every shard done")
-    elif success is not None:
+        return frozenset(shard.name for shard in plan.shards)
+    if success is not None:
         planned = set(success["shards"])
         verdict.problems.extend(f"missing: {name}" for name in sorted(planned - set(names)))
         extra = len(set(names) - planned - of_articles)
         if extra:
             verdict.notes.append(f"{extra} outputs are of other inputs than the plan's")
-    elif of_articles and of_articles == footers.keys():
-        return
-    else:
+        return frozenset(planned)
+    if not of_articles or of_articles != footers.keys():
         verdict.problems.append(
             f"no {SUCCESS_NAME}: the job is not complete; run it again, or name its inputs to see "
             "what is missing"
         )
-        return
+    return frozenset()
 
 
 def _missing(

@@ -4,26 +4,36 @@
 the repository). `BATCHCLF_REQUIRE_SERVERS=1` makes a server that is not installed a failure.
 """
 
+from __future__ import annotations
+
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
-import servers
-from fault_proxy import FaultProxy
-from hypothesis import HealthCheck, settings
-from servers import Endpoint, Queue
 
-# A busy machine is no reason to fail: what is tested is what comes out, not how fast.
-settings.register_profile(
-    "patient",
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("patient")
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+# tests/gpu also runs where little more than torch, transformers and pytest is installed.
+if all(map(find_spec, ("boto3", "hypothesis", "psutil"))):
+    import servers
+    from fault_proxy import FaultProxy
+    from hypothesis import HealthCheck, settings
+    from servers import Endpoint, Queue
+
+    # A busy machine is no reason to fail: what is tested is what comes out, not how fast.
+    settings.register_profile(
+        "patient",
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )
+    settings.load_profile("patient")
+
+os.environ.setdefault("PYTEST_TIMEOUT", "600")  # seconds a test; for pytest-timeout, if it is there
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COMMAND_TIMEOUT_S = 120.0

@@ -11,12 +11,14 @@ from batchclf.cli.classify import classify
 from batchclf.cli.enqueue import enqueue
 from batchclf.cli.evaluate import evaluate
 from batchclf.cli.import_checkpoint import import_checkpoint
+from batchclf.cli.plan import plan
+from batchclf.cli.report import report
 from batchclf.cli.serve import serve
 from batchclf.cli.train import train
 from batchclf.cli.verify import verify
 from batchclf.cli.work import work
 from batchclf.errors import EXIT_BUG, EXIT_OK, EXIT_TRY_AGAIN, EXIT_USAGE, BatchclfError
-from batchclf.log import report
+from batchclf.log import report as tell
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,7 +47,19 @@ def _add(command: click.Command) -> None:
     cli.add_command(command)
 
 
-for each in (classify, enqueue, work, verify, train, evaluate, import_checkpoint, bench, serve):
+for each in (
+    classify,
+    plan,
+    enqueue,
+    work,
+    verify,
+    report,
+    train,
+    evaluate,
+    import_checkpoint,
+    bench,
+    serve,
+):
     _add(each)
 
 
@@ -63,18 +77,18 @@ def _run() -> int:
         error.show()
         return EXIT_USAGE
     except (click.Abort, KeyboardInterrupt):
-        report("interrupted; run the same command again to go on")
+        tell("interrupted; run the same command again to go on")
         return EXIT_TRY_AGAIN
     except BatchclfError as error:
-        report(str(error))
+        tell(str(error))
         return error.exit_code
     except MemoryError as error:
-        report(f"out of memory: {error}")
+        tell(f"out of memory: {error}")
         return EXIT_TRY_AGAIN
     except SystemExit:
         # click's answer to a closed pipe: whoever read our output has seen enough
         return EXIT_OK
     except Exception:  # noqa: BLE001 - the one place where a bug becomes an exit code
-        report("this is a bug in batchclf; please report it with this traceback", trace=True)
+        tell("this is a bug in batchclf; please report it with this traceback", trace=True)
         return EXIT_BUG
     return result if isinstance(result, int) else EXIT_OK

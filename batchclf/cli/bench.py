@@ -14,7 +14,7 @@ _QUICK = {"num_rows": 96, "num_peer_rows": 16, "max_lengths": (128,), "repeats":
 
 
 @click.command(short_help="Measure this machine's speed against other ways.")
-@click.option("--model", metavar="DIR", help="Model to measure. [default: a random GPT-2]")
+@click.option("--model", metavar="DIR|s3://", help="Model to measure. [default: a random GPT-2]")
 @click.option(
     "--size",
     type=click.Choice(["124M", "355M", "774M"]),
@@ -66,6 +66,7 @@ _QUICK = {"num_rows": 96, "num_peer_rows": 16, "max_lengths": (128,), "repeats":
 @options.dtype_option
 @options.device_option
 @options.log_format_option
+@options.endpoint_option
 def bench(log_format: LogFormat, quick: bool, **measured: Any) -> int:
     """Articles/s on this machine, against what people would otherwise run.
 

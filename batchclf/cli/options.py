@@ -194,6 +194,13 @@ def _model(
     return ModelSettings(model, max_length, max_batch_tokens, dtype, device, backend)
 
 
+devices_option = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda|cuda:N|all",
+    help="auto: CUDA where there is one; all: a process for each GPU of this host.",
+)
 device_option = click.option(
     "--device",
     default="auto",
@@ -215,7 +222,7 @@ model_options = group(
         "--model",
         required=True,
         metavar="DIR",
-        help="Model directory, or the hub's name of a GPT-2 sequence classifier.",
+        help="Model directory or s3:// prefix of one, or the hub's name of a GPT-2 classifier.",
     ),
     click.option(
         "--max-length",
@@ -230,7 +237,7 @@ model_options = group(
         help="Longest row times rows of one batch. [default: by device]",
     ),
     dtype_option,
-    device_option,
+    devices_option,
     click.option(
         "--backend",
         type=click.Choice(["torch"]),

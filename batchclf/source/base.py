@@ -11,6 +11,7 @@ from batchclf.config import ReadSettings
 from batchclf.errors import InputError
 from batchclf.shards import Contents
 from batchclf.store import Source
+from batchclf.text import Texts, join_text
 
 BATCH_ROWS = 1024
 BATCH_BYTES = 8 << 20  # a record batch ends after the row that passes this
@@ -35,6 +36,29 @@ class RowBatch:
     @property
     def num_rows(self) -> int:
         return int(self.kept.num_rows)
+
+    def texts(self, text_columns: Sequence[str]) -> Texts:
+        """The text of each row; one that could not be read has none.
+
+        Args:
+            text_columns: names of `text`.
+        """
+        joined = join_text(dict(zip(text_columns, self.text, strict=True)))
+        for row in self.faults:
+            joined.texts[row] = None
+        return Texts(joined.texts, {**joined.errors, **self.faults})
+
+    def copy(self, start: int, stop: int) -> "RowBatch":
+        """Rows `start` to `stop` (exclusive), without a hold on the memory of the others."""
+        rows = pa.array(range(start, stop), pa.int64())
+        return RowBatch(
+            self.first_row + start,
+            tuple(column.take(rows) for column in self.text),
+            record_batch(
+                [column.take(rows) for column in self.kept.columns], self.kept.schema, stop - start
+            ),
+            {row - start: fault for row, fault in self.faults.items() if start <= row < stop},
+        )
 
 
 class Reader(ABC):
