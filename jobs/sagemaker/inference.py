@@ -8,9 +8,9 @@ https://sagemaker.readthedocs.io/en/stable/frameworks/pytorch/using_pytorch.html
 import json
 import os
 
+from batchclf.classifier import Classifier
 from batchclf.config import ModelSettings
 from batchclf.errors import InputError
-from batchclf.serve.classifier import Classifier
 
 JSON = "application/json"
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +118,18 @@ def starting(
     """A server that was started on a free port, and may not be ready; killed on leaving."""
     port = free_port()
     command = [servers.script("batchclf"), "serve", "--port", str(port), "--log-format", "json"]
+    with starting_command([*command, *options], log, port, env) as server:
+        yield server
+
+
+@contextmanager
+def starting_command(
+    command: Sequence[str | Path], log: Path, port: int, env: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """The same of any command that ends in a server on that port."""
     with log.open("ab") as file:
         process = subprocess.Popen(
-            servers.tethered([*command, *map(str, options)]),
+            servers.tethered(command),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -4,6 +4,10 @@ import csv
 import io
 import json
 import re
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +15,18 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import servers
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from serve.running import Server, running, starting, wait_until
+from serve.running import (
+    Server,
+    free_port,
+    is_ready,
+    running,
+    starting,
+    starting_command,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +76,7 @@ def test_ping_is_unhealthy_until_the_model_answered_a_warm_up(model: Path, tmp_p
     statuses = set()
 
     def healthy() -> bool:
+        assert server.process.poll() is None, server.log_text()
         try:
             statuses.add(server.ask("GET", "/ping").status)
         except ConnectionRefusedError:
@@ -81,6 +95,7 @@ def test_a_request_before_the_model_is_ready_is_told_when_to_come_back(
     answers = []
 
     def answered() -> bool:
+        assert server.process.poll() is None, server.log_text()
         try:
             answers.append(server.invoke({"text": TEXT}))
         except ConnectionRefusedError:
@@ -279,6 +294,34 @@ def test_batch_transform_is_told_what_to_send(server: Server) -> None:
     assert 1 <= wanted["MaxConcurrentTransforms"] * wanted["MaxPayloadInMB"] <= 100
 
 
+def test_a_batch_transform_job_gets_a_line_for_each_of_its_lines(
+    model: Path, sample: Path, tmp_path: Path, labelled: dict[str, dict[str, object]]
+) -> None:
+    """What SageMaker does: asks for the parameters, cuts at lines, and puts answers together."""
+    lines = (sample / "news-4.jsonl").read_bytes().splitlines(keepends=True)
+    job = {
+        "SAGEMAKER_BATCH": "true",
+        "SAGEMAKER_BATCH_STRATEGY": "MULTI_RECORD",
+        "SAGEMAKER_MAX_PAYLOAD_IN_MB": "3",
+        "BATCHCLF_SERVE_MAX_BODY_MIB": "1",
+        "BATCHCLF_SERVE_DTYPE": "float32",
+    }
+    kind = "application/jsonlines"
+    with running(tmp_path / "log", "--model", model, env=job) as server:
+        wanted = server.ask("GET", "/execution-parameters").json
+        assert wanted["MaxPayloadInMB"] == 3
+        payloads = [b"".join(lines[first : first + 5]) for first in range(0, len(lines), 5)]
+        with ThreadPoolExecutor(wanted["MaxConcurrentTransforms"]) as pool:
+            answers = list(pool.map(lambda body: server.invoke(body, kind, Accept=kind), payloads))
+        assert {answer.headers["Content-Type"] for answer in answers} == {kind}
+        rows = [json.loads(line) for answer in answers for line in answer.body.splitlines()]
+        assert [row["id"] for row in rows] == [json.loads(line)["id"] for line in lines]
+        for row in rows:
+            assert row["probs"] == pytest.approx(labelled[row["id"]]["probs"], abs=1e-5)
+        large = json.dumps({"text": TEXT, "other": "x" * (2 << 20)}).encode()
+        assert server.invoke(large, kind, Accept=kind).status == 200
+
+
 @pytest.fixture(scope="module")
 def runtime(server: Server) -> "Iterator[object]":
     """AWS's own client, pointed at the server."""
@@ -400,6 +443,23 @@ def test_it_starts_with_the_bare_argument_and_settings_from_the_environment(
     result = run_batchclf("serve", env=env)
     assert result.returncode == 64
     assert f"cannot listen on 127.0.0.1 port {server.port}" in result.stderr
+
+
+def test_it_starts_with_the_bare_argument_where_sagemaker_puts_the_model(
+    model: Path, tmp_path: Path
+) -> None:
+    place = "mount -t tmpfs none /opt && mkdir -p /opt/ml/model && mount --bind"
+    script = f'{place} {shlex.quote(str(model))} /opt/ml/model && exec "$@"'
+    unshare = shutil.which("unshare") or "/nowhere/unshare"
+    apart = [unshare, "--mount", "--map-root-user", "sh", "-ec", script, "sh"]
+    if subprocess.run(["sh", "-c", '"$@"', "sh", *apart, "true"], check=False).returncode:
+        pytest.skip("no mounts of our own are allowed here")
+    port = free_port()
+    command = [*apart, servers.script("batchclf"), "serve"]
+    env = {"SAGEMAKER_BIND_TO_PORT": str(port)}
+    with starting_command(command, tmp_path / "log", port, env) as server:
+        wait_until(lambda: is_ready(server), "a healthy /ping", 60)
+        assert next(iter(server.invoke({"text": TEXT}).json)) == "sport"
 
 
 @pytest.mark.parametrize(

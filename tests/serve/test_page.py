@@ -175,6 +175,20 @@ def test_a_link_brings_text_and_result_back(page: Page) -> None:
     assert "%23" not in page.server.log_text()
 
 
+def test_a_link_to_the_json_opens_with_the_json(page: Page) -> None:
+    page.classify(LONG[:310])
+    page["json-view"].find_element(By.TAG_NAME, "summary").click()
+    shown = json.loads(page["json"].text)
+    page["text"].send_keys(" which is not in the result yet")
+    page["copy-json-link"].click()
+    page.wait(lambda: "#json=" in page.browser.current_url)
+    link = page.browser.current_url
+    page.open(link[link.index("#") :])
+    page.wait(page["json"].is_displayed)
+    assert json.loads(page["json"].text)["probs"] == pytest.approx(shown["probs"], abs=1e-5)
+    assert page["text"].get_property("value") == LONG[:310]
+
+
 def test_clear_takes_everything_away(page: Page) -> None:
     page.classify(LONG[:400])
     page["clear"].click()
@@ -210,8 +224,20 @@ def test_a_file_becomes_a_table(page: Page, sample: Path, name: str) -> None:
     counts = [int(bar.text.split("\n")[-1]) for bar in page.all("#counts li")]
     assert sum(counts) == len(rows)
     header = [cell.text for cell in page.all("#columns th")]
-    assert header[:3] == ["row", "label", "score"]
-    assert {"id", "title"} <= set(header)
+    assert header[:4] == ["row", "label", "score", "text"]
+    assert {"id", "title", "n_tokens", "truncated"} <= set(header)
+    assert "error" not in header
+    assert not page["copy-json-link"].is_displayed()
+
+
+def test_rows_that_cannot_be_labelled_say_why(page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text('text,id\nprofits of the bank rose,1\n"",2\n')
+    page["file"].send_keys(str(path))
+    page.wait(page["table"].is_displayed)
+    assert [cell.text for cell in page.all("#columns th")][3] == "error"
+    assert "empty_text" in page["rows"].text
+    assert "not labelled" in page["counts"].text
 
 
 def test_a_file_that_is_dropped_becomes_a_table(page: Page) -> None:

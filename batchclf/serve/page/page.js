@@ -16,6 +16,7 @@ const $ = (id) => document.getElementById(id);
 let model = DEFAULTS;
 let token = null;
 let asked = null; // aborts the call in flight
+let shown = ""; // the text whose result is on the page
 let current = null; // the file that was chosen or dropped last
 let lastFile = null; // and how it was labelled
 let retry = null; // what to do again once there is a token
@@ -117,7 +118,7 @@ async function run(what, work) {
 
 // ---- a text ----
 
-function classifyText() {
+function classifyText(opensJson = false) {
   const text = $("text").value;
   if (!text.trim()) {
     complain("Paste a text first.");
@@ -135,8 +136,14 @@ function classifyText() {
     });
     const answer = await response.json();
     const total = performance.now() - began;
+    shown = text;
     showText(text, answer, serverTime(response), total);
     showPrograms(answer, curl("application/json", "application/json", `-d ${quote(body)}`, { details: "true" }));
+    $("copy-json-link").hidden = false;
+    if (opensJson) {
+      $("json-view").open = true;
+      $("json-view").scrollIntoView();
+    }
   });
 }
 
@@ -256,6 +263,7 @@ function classifyFile(file) {
     const response = await callWithFile(lastFile, "application/json", signal);
     const rows = await response.json();
     showTable(file.name, rows, parameters.text_column, performance.now() - began);
+    $("copy-json-link").hidden = true;
     const send = `--data-binary @${quote(file.name)}`;
     showPrograms(rows, curl(type, "application/json", send, parameters));
   });
@@ -289,9 +297,7 @@ function showTable(name, rows, textColumn, totalMs) {
   }
   const sorted = [...counts].sort((a, b) => b[1] - a[1]);
   drawBars($("counts"), sorted, rows.length, (n) => n.toLocaleString("en"));
-  const names = Object.keys(rows[0] ?? {}).filter((column) => column !== "probs" && column !== "row");
-  const ours = ["label", "score", "n_tokens", "truncated", "error"];
-  const columns = ["row", ...ours.filter((c) => names.includes(c)), ...names.filter((c) => !ours.includes(c))];
+  const columns = columnsOf(rows, textColumn);
   $("columns").replaceChildren(
     ...columns.map((column) => {
       const cell = element("th", column, isNumber(column) ? "number" : "");
@@ -312,6 +318,16 @@ function showTable(name, rows, textColumn, totalMs) {
   $("table").hidden = false;
   say(`${count(rows.length, "row")} labelled.`, true);
   reveal($("table"));
+}
+
+// What a row is about stands next to its label, also on a phone. Errors show up where there are any.
+function columnsOf(rows, textColumn) {
+  const first = ["row", "label", "score", ...(rows.some((row) => row.error) ? ["error"] : [])];
+  const last = ["n_tokens", "truncated"];
+  const known = [...first, ...last, "error", "probs", textColumn];
+  const names = Object.keys(rows[0] ?? {});
+  const kept = names.filter((column) => !known.includes(column));
+  return [...first, textColumn, ...kept, ...last].filter((column) => column === "row" || names.includes(column));
 }
 
 const isNumber = (column) => ["row", "score", "n_tokens"].includes(column);
@@ -380,17 +396,32 @@ async function copy(text, button) {
   }
 }
 
-function linkTo(text) {
-  return new URL(`#text=${encodeURIComponent(text)}`, location.href).href;
+// A link holds the text and what it opens with: #text= the result, #json= the answer as JSON.
+function linkTo(view, text) {
+  return new URL(`#${view}=${encodeURIComponent(text)}`, location.href).href;
 }
 
-function textOfLink() {
-  if (!location.hash.startsWith("#text=")) return null;
-  try {
-    return decodeURIComponent(location.hash.slice("#text=".length));
-  } catch {
-    return null; // cut on its way
+function copyLink(view, button) {
+  const link = linkTo(view, shown);
+  if (link.length > MOST_LINK_CHARS) {
+    complain("The text is too long for a link; copy the command instead.");
+    return;
   }
+  history.replaceState(null, "", link);
+  copy(link, button);
+}
+
+function openLink() {
+  const found = /^#(text|json)=(.*)$/.exec(location.hash);
+  if (!found) return;
+  let text;
+  try {
+    text = decodeURIComponent(found[2]);
+  } catch {
+    return; // cut on its way
+  }
+  setText(text);
+  if (text.trim()) classifyText(found[1] === "json");
 }
 
 // ---- the page ----
@@ -437,11 +468,7 @@ async function loadExamples() {
 function start() {
   return run("", async () => {
     await loadModel();
-    const linked = textOfLink();
-    if (linked !== null) {
-      setText(linked);
-      if (linked.trim()) classifyText();
-    }
+    openLink();
   });
 }
 
@@ -483,14 +510,8 @@ for (const name of ["dragover", "dragleave", "drop"]) {
 }
 $("save-csv").addEventListener("click", () => save("csv"));
 $("save-parquet").addEventListener("click", () => save("parquet"));
-$("copy-link").addEventListener("click", (event) => {
-  const link = linkTo($("text").value);
-  if (link.length > MOST_LINK_CHARS) complain("The text is too long for a link; copy the command instead.");
-  else {
-    history.replaceState(null, "", link);
-    copy(link, event.target);
-  }
-});
+$("copy-link").addEventListener("click", (event) => copyLink("text", event.target));
+$("copy-json-link").addEventListener("click", (event) => copyLink("json", event.target));
 for (const button of document.querySelectorAll("button.copy")) {
   button.addEventListener("click", () => copy($(button.dataset.of).textContent, button));
 }
@@ -503,13 +524,7 @@ $("access").addEventListener("submit", async (event) => {
   await start();
   if ($("access").hidden) again?.();
 });
-window.addEventListener("hashchange", () => {
-  const linked = textOfLink();
-  if (linked !== null) {
-    setText(linked);
-    classifyText();
-  }
-});
+window.addEventListener("hashchange", openLink);
 
 loadExamples();
 start();
