@@ -13,6 +13,8 @@ import pytest
 from e2e import archives, outputs
 from e2e.conftest import QUIET
 
+from batchclf import sink
+
 if TYPE_CHECKING:
     from conftest import RunBatchclf
     from e2e.conftest import Classify
@@ -238,10 +240,12 @@ def test_a_foreign_parquet_file_is_found(verify: Any, job: Job) -> None:
 
 def test_an_output_with_other_rows_than_its_footer_says_is_found(verify: Any, job: Job) -> None:
     spoilt, other = job.files[:2]
-    metadata = pq.read_metadata(spoilt).metadata
+    metadata = {**pq.read_metadata(spoilt).metadata, sink._SEAL.encode(): sink._UNSEALED.encode()}
     pq.write_table(
         pq.read_table(other, partitioning=None).replace_schema_metadata(metadata), spoilt
     )
+    with spoilt.open("r+b") as file:
+        sink._seal(file)
     (problem,) = verify(job.output).problems
     assert spoilt.name in problem
     assert "rows are not 0 to 2" in problem
