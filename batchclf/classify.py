@@ -107,6 +107,7 @@ class ClassifyJob:
             settings.output,
             settings.endpoint_url,
         )
+        self.labelling.sign_log()
         self.compute = self.labelling.compute
         self.devices = tuple(devices or self.labelling.devices)
         self.checkpoint = self.labelling.checkpoint
@@ -214,7 +215,7 @@ class ClassifyJob:
             raise outcome.error  # it may pass: the next run reads this source
         if outcome.error is not None:
             summary.errors.append(outcome.error)
-            log.error("%s", outcome.error)
+            log.error("%s", outcome.error, extra=fields(shard=outcome.shard.name))
         summary.add(outcome)
 
     def _withdraw_other_success(self) -> None:

@@ -1,6 +1,7 @@
 """What the jobs that label share: the model, the output folder under its fingerprint, the notes."""
 
 import json
+import os
 import platform
 import uuid
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from batchclf.checkpoint import fingerprint, load
 from batchclf.classifier import build_encoder, build_engine
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings
 from batchclf.engine import Engine, choose_compute, find_devices
+from batchclf.log import always
 from batchclf.notes import NOTE_FORMAT, RUNS
 from batchclf.sink import Sink
 from batchclf.store import Folder, open_folder
@@ -75,6 +77,14 @@ class Labelling:
             "probs": self._predict.probs,
             "limit": self._cut.limit,
         }
+
+    def sign_log(self) -> None:
+        """Have every log line from here on say which run it is of, and which try of its job."""
+        given = {
+            "job": os.environ.get("AWS_BATCH_JOB_ID"),
+            "job_attempt": os.environ.get("AWS_BATCH_JOB_ATTEMPT"),
+        }
+        always(run=self.run_id, **{name: value for name, value in given.items() if value})
 
     @property
     def output(self) -> str:

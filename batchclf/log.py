@@ -5,19 +5,27 @@ import logging
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 
 LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 _FIELDS = "batchclf_fields"
 
 
-def configure(log_format: LogFormat, level: int = logging.INFO) -> None:
-    """Send the log of the package to standard error in the given format."""
+def set_level(level: LogLevel) -> None:
+    """Write lines of this level and above. Texts of articles stand in lines of `debug` alone."""
+    logging.getLogger("batchclf").setLevel(level.upper())
+
+
+def configure(log_format: LogFormat) -> None:
+    """Send the log of the package to standard error in the given format, `info` unless set."""
     handler = _StderrHandler()
     handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logger = logging.getLogger("batchclf")
     logger.handlers[:] = [handler]
-    logger.setLevel(level)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     logger.propagate = False
     # It warns of caches and fonts, of which a run on a read-only disk has none.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -46,10 +54,32 @@ def fields(**values: Any) -> dict[str, Any]:
     return {_FIELDS: values}
 
 
+def always(**values: Any) -> None:
+    """Have every line from here on say these values too: keys of its JSON, as `fields` are.
+
+    Those of an earlier call are forgotten.
+    """
+    for handler in logging.getLogger("batchclf").handlers:
+        handler.filters[:] = [each for each in handler.filters if not isinstance(each, _Always)]
+        handler.addFilter(_Always(values))
+
+
 def sign(record: logging.LogRecord, name: str) -> None:
     """Say in a line that another process wrote which one it was."""
     record.msg, record.args = f"{name}: {record.getMessage()}", None
     vars(record)[_FIELDS] = {**vars(record).get(_FIELDS, {}), "worker": name}
+
+
+class _Always(logging.Filter):
+    """Gives values to each record that has none of that name; lets all pass."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._values = values
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        vars(record)[_FIELDS] = {**self._values, **vars(record).get(_FIELDS, {})}
+        return True
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

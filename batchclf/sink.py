@@ -246,12 +246,17 @@ def _digest(file: BinaryIO, place: int) -> str:
 
 @dataclass(frozen=True)
 class Receipt:
-    """An output that is committed: by this attempt (`created`, with its labels), or found so."""
+    """An output that is committed: by this attempt (`created`, with its labels), or found so.
+
+    Attributes:
+        attempt: the nonce of the attempt that committed it, as it stands in the footer.
+    """
 
     name: str
     counts: Counts
     created: bool
     labels: Mapping[str, int] = field(default_factory=dict)
+    attempt: str = ""
 
 
 class Sink:
@@ -276,7 +281,9 @@ class Sink:
             OutputError: something else has its name.
         """
         footer = self._read_footer(shard)
-        return Receipt(self.name(shard), footer.counts, created=False) if footer else None
+        if footer is None:
+            return None
+        return Receipt(self.name(shard), footer.counts, created=False, attempt=footer.nonce)
 
     @contextmanager
     def writer(self, shard: Shard, kept: pa.Schema) -> Iterator[ShardWriter]:
@@ -308,7 +315,7 @@ class Sink:
             created = there.nonce == own.nonce
             own = there
         labels = dict(zip(self._labels, writer.label_counts.tolist(), strict=True))
-        return Receipt(self.name(writer.shard), own.counts, created, labels)
+        return Receipt(self.name(writer.shard), own.counts, created, labels, own.nonce)
 
     def _read_footer(self, shard: Shard) -> Footer | None:
         name = self.name(shard)

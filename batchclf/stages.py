@@ -51,20 +51,24 @@ class Flow:
     def stopped(self) -> bool:
         return self._stop.is_set() or self._interrupt.is_set()
 
-    def busy_shares(self, last_name: str) -> dict[str, float]:
-        """Each stage's share of the time since the flow began in which it worked, not waited.
+    def busy_s(self, last_name: str) -> dict[str, float]:
+        """Seconds in which each stage worked since the flow began, and did not wait.
 
         Args:
             last_name: name for what reads from the last stage, in the caller's own thread.
         """
-        total_s = max(time.perf_counter() - self._began, 1e-9)
-        shares = {}
+        seconds = {}
         waited_s = 0.0
         for stage in self._stages:
-            shares[stage.name] = (stage.produced_s - waited_s) / total_s
+            seconds[stage.name] = max(stage.produced_s - waited_s, 0.0)
             waited_s = stage.starved_s
-        shares[last_name] = 1 - waited_s / total_s
-        return {name: round(max(share, 0.0), 4) for name, share in shares.items()}
+        seconds[last_name] = max(time.perf_counter() - self._began - waited_s, 0.0)
+        return seconds
+
+    def busy_shares(self, last_name: str) -> dict[str, float]:
+        """The same as shares of the time since the flow began."""
+        total_s = max(time.perf_counter() - self._began, 1e-9)
+        return {name: round(s / total_s, 4) for name, s in self.busy_s(last_name).items()}
 
 
 class Stage(Generic[T]):

@@ -39,15 +39,16 @@ class Totals:
         shard, receipt = outcome.shard, outcome.receipt
         if receipt is None:
             return
+        which = {"shard": shard.name, "attempt": receipt.attempt}
         if not outcome.is_new:
             self.num_skipped += 1
-            log.info("done before: %s", shard, extra=fields(shard=shard.name))
+            log.info("done before: %s", shard, extra=fields(**which))
             return
         self.num_committed += 1
         self.counts += receipt.counts
         self.labels.update(receipt.labels)
-        counts = fields(shard=shard.name, **asdict(receipt.counts))
-        log.info("committed %s", shard, extra=counts)
+        numbers = {**asdict(receipt.counts), "stage_s": outcome.stage_s}
+        log.info("committed %s", shard, extra=fields(**which, **numbers))
 
     def join(self, parts: Sequence["Totals"]) -> None:
         """Take over what several processes of one run did side by side."""

@@ -7,10 +7,11 @@ while one is being published, the next is being computed, and small shards share
 Whoever calls deletes the message, or counts the shard as done, only after its outcome came.
 """
 
+import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import BinaryIO
 
@@ -20,6 +21,7 @@ from batchclf.classifier import predict_encoded
 from batchclf.config import PredictSettings, ReadSettings
 from batchclf.engine import Engine
 from batchclf.errors import ErrorRateError, InputError, OutOfSpaceError, OutputError, StoreError
+from batchclf.log import fields
 from batchclf.predictions import Predictions
 from batchclf.shards import Shard
 from batchclf.sink import Receipt, ShardWriter, Sink
@@ -28,6 +30,10 @@ from batchclf.stages import Flow
 from batchclf.store import Source, check_unchanged, open_source
 from batchclf.text import Encoded, TextEncoder
 
+log = logging.getLogger(__name__)
+
+_LAST_STAGE = "write"
+_MOST_SHOWN = 200  # characters of a text, in a line of level debug
 _WINDOW_BYTES = 128 << 20  # of kept columns that wait together for their predictions
 
 
@@ -73,12 +79,15 @@ class Outcome:
     Attributes:
         error: a StoreError means that its source could not be fetched, which may pass.
         failed_rows: positions of the rows with an error.
+        stage_s: seconds that each stage worked since the outcome before. Stages are ahead of one
+            another, so that only sums over many shards say what a shard costs.
     """
 
     shard: Shard
     receipt: Receipt | None = None
     error: InputError | OutputError | StoreError | None = None
     failed_rows: tuple[int, ...] = ()
+    stage_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_new(self) -> bool:
@@ -155,8 +164,15 @@ def run_shards(
         # one window is gathered while another is computed
         windows = flow.stage("gather", _windows(encoded, tools.engine.window_tokens), depth=1)
         predicted = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=16)
-        yield from _write(predicted, tools)
-        on_end(flow.busy_shares("write"))
+        before: dict[str, float] = {}
+        try:
+            for outcome in _write(predicted, tools):
+                now = flow.busy_s(_LAST_STAGE)
+                since = {name: round(s - before.get(name, 0.0), 3) for name, s in now.items()}
+                before = now
+                yield replace(outcome, stage_s=since)
+        finally:
+            on_end(flow.busy_shares(_LAST_STAGE))
 
 
 def _fetch(
@@ -233,15 +249,38 @@ def _try_open(file: BinaryIO, source: Source, settings: ReadSettings) -> Reader 
 
 
 def _tokenise(items: Iterable[RowBatch | _Marker], tools: Tools) -> Iterator[_Encoded | _Marker]:
+    shard: Shard | None = None
     for item in items:
         if not isinstance(item, RowBatch):
+            shard = item.shard if isinstance(item, _Opened) else shard
             yield item
             continue
         texts = item.texts(tools.read.text_columns)
         encoded = tools.encoder.encode(texts.texts)
         errors = {**texts.errors, **encoded.errors}
+        if errors and log.isEnabledFor(logging.DEBUG):
+            _show_failed(shard, item.first_row, errors, texts.texts)
         # the text itself has done its work, and may be most of the memory
         yield _Encoded(replace(item, text=()), errors, encoded)
+
+
+def _show_failed(
+    shard: Shard | None, first_row: int, errors: Mapping[int, str], texts: Sequence[str | None]
+) -> None:
+    """Log the rows that get no label: for a person who looks for the reason, with their texts."""
+    for row, error in sorted(errors.items()):
+        text = texts[row]
+        shown = None if text is None else text[:_MOST_SHOWN]
+        log.debug(
+            "%s, row %d: %s; its text begins %r",
+            shard,
+            first_row + row,
+            error,
+            shown,
+            extra=fields(
+                shard=shard and shard.name, row=first_row + row, error=error, text_begins=shown
+            ),
+        )
 
 
 def _windows(

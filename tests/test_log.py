@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchclf.log import configure, fields
+from batchclf.log import always, configure, fields, set_level
 
 log = logging.getLogger("batchclf.test")
 
@@ -114,9 +114,31 @@ def test_configured_twice_a_line_is_written_once_in_the_last_format(
 
 
 def test_lines_below_the_level_are_not_written(capsys: pytest.CaptureFixture[str]) -> None:
-    configure("text", logging.WARNING)
+    set_level("warning")
+    configure("text")
     log.info("quiet")
     assert lines_of(capsys) == []
+
+
+def test_debug_shows_what_no_other_level_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for level, shown in (("debug", 1), ("info", 0)):
+        set_level(level)  # type: ignore[arg-type]
+        configure("text")
+        log.debug("the text of an article")
+        assert len(lines_of(capsys)) == shown
+
+
+def test_what_is_always_said_stands_in_every_line_of_json(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure("json")
+    always(run="1st")
+    always(run="2nd", job="j")
+    log.info("starts")
+    log.info("from another process", extra=fields(run="3rd", rows=3))
+    first, second = objects_of(capsys)
+    assert (first["run"], first["job"]) == ("2nd", "j")
+    assert (second["run"], second["job"], second["rows"]) == ("3rd", "j", 3)
 
 
 def test_the_log_of_other_packages_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:

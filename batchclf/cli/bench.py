@@ -65,7 +65,7 @@ _QUICK = {"num_rows": 96, "num_peer_rows": 16, "max_lengths": (128,), "repeats":
 @click.option("--quick", is_flag=True, help="Few articles, 128 tokens, one run: under a minute.")
 @options.dtype_option
 @options.device_option
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def bench(log_format: LogFormat, quick: bool, **measured: Any) -> int:
     """Articles/s on this machine, against what people would otherwise run.

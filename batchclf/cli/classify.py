@@ -30,7 +30,7 @@ _MOST_INPUTS = 3  # shown again in the command to verify with; a shell may have 
 @options.share_options
 @click.option("--dry-run", is_flag=True, help="Show the shards and what is left to do; no writes.")
 @options.progress_option
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def classify(
     inputs: tuple[str, ...],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @options.delimiter_option
 @options.rows_per_shard_option
 @click.option("--dry-run", is_flag=True, help="Show the shards; send nothing.")
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def enqueue(
     inputs: tuple[str, ...],

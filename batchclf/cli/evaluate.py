@@ -33,7 +33,7 @@ _MOST_MISTAKES = 5
 @options.delimiter_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
 @options.progress_option
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def evaluate(
     inputs: tuple[str, ...],

@@ -30,7 +30,7 @@ from batchclf.log import LogFormat, configure
     help="Model directory to write.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace a model directory.")
-@options.log_format_option
+@options.log_options
 def import_checkpoint(
     file: Path, base_model: str, labels: str, output: Path, overwrite: bool, log_format: LogFormat
 ) -> int:

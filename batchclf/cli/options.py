@@ -18,6 +18,7 @@ from batchclf.config import (
     Share,
     find_share,
 )
+from batchclf.log import LogLevel, set_level
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -47,13 +48,31 @@ def group(name: str, build: Callable[..., object], *options: Decorator[Any]) -> 
     return decorate
 
 
-log_format_option = click.option(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Log lines on standard error as text, or one JSON object a line.",
-)
+def _set_log_level(_context: click.Context, _option: click.Parameter, level: LogLevel) -> None:
+    set_level(level)
+
+
+def log_options(command: Command) -> Command:
+    """The options of the log; the level is set, and only the format passed on."""
+    decorate_format = click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="Log lines on standard error as text, or one JSON object a line.",
+    )
+    decorate_level = click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        expose_value=False,
+        callback=_set_log_level,
+        help="Least that is logged; debug shows texts of articles that cannot be labelled.",
+    )
+    return decorate_format(decorate_level(command))
+
+
 progress_option = click.option(
     "--progress/--no-progress",
     default=True,

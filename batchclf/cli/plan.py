@@ -55,7 +55,7 @@ _NAME_COLUMNS = 10  # of the names on the left
     metavar="R",
     help="Speed of a worker, as an earlier run reports it. [default: measured here]",
 )
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def plan(
     inputs: tuple[str, ...],

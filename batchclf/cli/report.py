@@ -52,7 +52,7 @@ _STDOUT = "-"
 @click.option(
     "--model", metavar="DIR", help="Whose card to show. [default: the last run's, if it is there]"
 )
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def report(
     output: str,

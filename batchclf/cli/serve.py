@@ -113,7 +113,7 @@ _limit_options = options.group(
     help="Ask for it as `Authorization: Bearer TOKEN`. Others see options: better set "
     "BATCHCLF_SERVE_TOKEN.",
 )
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def serve(
     host: str,

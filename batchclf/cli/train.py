@@ -236,7 +236,7 @@ if TYPE_CHECKING:
     help="How the weights are saved.",
 )
 @options.progress_option
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def train(
     log_format: LogFormat, labels: str | None, delimiter: str, progress: bool, **wanted: Any

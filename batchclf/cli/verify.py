@@ -22,7 +22,7 @@ _MOST_PROBLEMS = 50  # shown of a broken output
     is_flag=True,
     help="Print the commands that complete the output, as a shell script; nothing is run.",
 )
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def verify(
     output: str,

@@ -119,7 +119,7 @@ _MAX_VISIBILITY_S = 3600
     help="Serve the numbers to Prometheus; 0 takes a free port.",
 )
 @options.progress_option
-@options.log_format_option
+@options.log_options
 @options.endpoint_option
 def work(
     queue: str,

@@ -40,6 +40,7 @@ class WorkJob:
             settings.output,
             settings.endpoint_url,
         )
+        self.labelling.sign_log()
         self.labelling.folder.sizes(self.labelling.sink.prefix + "_")  # may it be read at all?
         self.queue = Queue(asked.url, settings.endpoint_url, visibility_s=asked.visibility_s)
         self.redrives = "RedrivePolicy" in self.queue.attributes()

@@ -159,6 +159,60 @@ def test_json_logs_are_one_object_a_line_even_when_something_fails(
     assert "bad.csv" in summary["errors"][0]
 
 
+def test_json_logs_say_run_shard_attempt_counts_and_seconds_of_each_stage(
+    classify: "Classify", archive: Path, tmp_path: Path
+) -> None:
+    options = ("--output", tmp_path / "out", "--log-format", "json")
+    batch = {"AWS_BATCH_JOB_ID": "job-1", "AWS_BATCH_JOB_ATTEMPT": "2"}
+    done = classify(archive / "a.parquet", *options, env=batch)
+    assert done.returncode == 0, done.stderr
+    lines = json_lines(done.stderr)
+    folder = outputs.fingerprint_folder(tmp_path / "out")
+    (note,) = (folder / "_runs").glob("*.json")
+    run = json.loads(note.read_text())["run"]
+    assert {(line["run"], line["job"], line["job_attempt"]) for line in lines} == {
+        (run, "job-1", "2")
+    }
+    (committed,) = (line for line in lines if "shard" in line)
+    output = folder / committed["shard"]
+    assert pq.read_metadata(output).metadata[b"batchclf.nonce"] == committed["attempt"].encode()
+    assert (committed["num_rows"], committed["num_failed"]) == (10, 1)
+    stages = ("fetch", "read", "tokenise", "gather", "predict", "write")
+    assert tuple(committed["stage_s"]) == stages
+    assert sum(committed["stage_s"].values()) > 0
+    again = json_lines(classify(archive / "a.parquet", *options).stderr)
+    (found,) = (line for line in again if "shard" in line)
+    assert (found["shard"], found["attempt"]) == (committed["shard"], committed["attempt"])
+    assert found["run"] != run
+
+
+def test_texts_reach_the_log_at_level_debug_alone(classify: "Classify", tmp_path: Path) -> None:
+    secret = "Zanzibar"
+    unbroken = secret * 200_000  # which no tokenizer is given
+    csv = f'id,text\n1,{secret} one\n2,{secret} two,{secret} three\n3,{unbroken}\n4,"  "\n'
+    (tmp_path / "bad.csv").write_text(csv)
+    (tmp_path / "bad.jsonl").write_text(f'{{"text": "{secret}\n{{"text": ["{secret}"]}}\n')
+    for level in ("info", "debug"):
+        for log_format in ("text", "json"):
+            output = tmp_path / f"{level}-{log_format}"
+            done = classify(
+                *(tmp_path / "bad.csv", tmp_path / "bad.jsonl", "--output", output),
+                *("--log-level", level, "--log-format", log_format),
+            )
+            assert done.returncode == 0, done.stderr
+            notes = [path.read_text() for path in output.rglob("*.json")]
+            assert secret not in "".join([done.stdout, *notes])
+            assert (secret in done.stderr) == (level == "debug")
+            assert len(done.stderr) < 10_000
+
+
+def test_warnings_alone_are_shown_where_that_is_asked_for(
+    classify: "Classify", archive: Path, tmp_path: Path
+) -> None:
+    options = ("--output", tmp_path / "out", "--log-level", "warning")
+    assert classify(archive / "a.parquet", *options).stderr == ""
+
+
 def test_json_logs_tell_of_an_error_that_ends_the_command(
     run_batchclf: "RunBatchclf", archive: Path, tmp_path: Path
 ) -> None:
