@@ -30,8 +30,6 @@ from servers import Endpoint
 from batchclf.cli import cli
 from batchclf.schema import prediction_fields
 
-pytestmark = pytest.mark.xdist_group("docs")
-
 QUEUE = "QUEUE-URL"
 NEEDS_AWS = "the AWS CLI against an account; its calls are held against botocore below"
 NEEDS_ROOT = "changes the machine; run on a folder of its own by test_jobs_cron.py"

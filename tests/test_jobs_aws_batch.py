@@ -35,8 +35,6 @@ from servers import Endpoint
 if TYPE_CHECKING:
     from conftest import RunBatchclf
 
-pytestmark = pytest.mark.xdist_group("aws-batch")
-
 FOLDER = Path(__file__).resolve().parents[1] / "jobs" / "aws-batch"
 TEMPLATE = FOLDER / "template.yaml"
 ARCHIVE, LABELS = "my-archive", "my-labels"

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 
 import batchclf
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("release")]
+pytestmark = pytest.mark.slow
 
 BUILT_FROM = ("pyproject.toml", "README.md", "LICENSE")
 # What `python -m build` calls, in this environment: no network.

@@ -19,7 +19,6 @@ SHORT: dict[str, Any] = {
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("soak")
 @pytest.mark.parametrize("server", ["moto", "ministack"])
 def test_through_kills_and_a_bad_wire_nothing_is_lost_and_nothing_stands_twice(
     server: str, tmp_path: Path

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from conftest import RunBatchclf
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e bad input")
-
 MIB = 1 << 20
 NUM_COLUMNS = 2000
 NUM_TINY_FILES = 1000

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from conftest import RunBatchclf
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e classify")
-
 Done = subprocess.CompletedProcess[str]
 MAX_LENGTH = 64
 NUM_ROWS = 35

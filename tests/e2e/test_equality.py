@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from conftest import RunBatchclf, StartBatchclf
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e equality")
-
 MAX_LENGTH = 64
 NUM_WORKERS = 3
 SCORE_TOLERANCE = 1e-5  # float32, between two ways of doing the same work

@@ -18,8 +18,6 @@ from servers import Endpoint, fresh_bucket
 
 from batchclf.evaluation import MIN_SCORES
 
-pytestmark = pytest.mark.xdist_group("e2e evaluate")
-
 TEMPERATURE = 3.0
 FLOAT32 = ("--dtype", "float32", "--device", "cpu")
 HOSTILE = "<script>alert(1)</script> \x1b[31m red"

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e hostile")
-
 HOSTILE = Path(__file__).resolve().parents[2] / "data" / "hostile"
 MOST_BYTES = 200_000
 NO_INPUT = {"README.md", "make.py"}

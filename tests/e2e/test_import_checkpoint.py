@@ -15,8 +15,6 @@ from e2e import archives, outputs
 from e2e.conftest import QUIET
 from transformers import AutoTokenizer
 
-pytestmark = pytest.mark.xdist_group("e2e import-checkpoint")
-
 LENGTH = 128  # tokens that the original reads
 ORDER = ("sport", "business", "tech", "politics", "entertainment")
 CONFIG = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 400, "n_positions": 160}

@@ -15,7 +15,7 @@ import servers
 from e2e import archives, outputs
 from e2e.conftest import QUIET
 
-pytestmark = [pytest.mark.xdist_group("e2e memory"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 FEW, MANY = 100_000, 1_000_000
 NUM_TEXTS = 500

@@ -10,8 +10,6 @@ from e2e import archives, outputs
 if TYPE_CHECKING:
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e resume")
-
 NUM_SHARDS = 6
 SHARES = (
     ("--shard-index {} --num-shards {}", "", ""),

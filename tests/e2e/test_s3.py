@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from conftest import RunBatchclf
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e s3")
-
 SOURCES = ("a.parquet", "b.csv", "e.jsonl.gz")
 SCORE_TOLERANCE = 1e-5
 ODD_KEY = "in/2024/a b+c%20ü=(1).csv"

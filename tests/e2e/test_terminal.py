@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from conftest import RunBatchclf, StartBatchclf
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e terminal")
-
 COLUMNS = 80
 HEAVY = {"torch", "transformers", "tokenizers", "pyarrow", "boto3", "botocore", "numpy", "rich"}
 STOP_DEADLINE_S = 30.0

@@ -11,7 +11,7 @@ from conftest import RunBatchclf
 from e2e import labelled
 from e2e.conftest import QUIET
 
-pytestmark = [pytest.mark.xdist_group("e2e train processes"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 120.0
 # Some batches have a single row, which only one of two processes can take.

@@ -13,8 +13,6 @@ from conftest import RunBatchclf, StartBatchclf
 from e2e import labelled, outputs
 from e2e.conftest import QUIET
 
-pytestmark = pytest.mark.xdist_group("e2e train resume")
-
 NUM_KILLS = 5
 PATIENCE_S = 60.0
 CHECKPOINT = "training.safetensors"

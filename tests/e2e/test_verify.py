@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from conftest import RunBatchclf
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e verify")
-
 NUM_SHARDS = 6
 NUM_ROWS = 12
 

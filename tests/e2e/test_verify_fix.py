@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from e2e import archives, outputs
 from e2e.conftest import QUIET
 from servers import clean_environment
 
 if TYPE_CHECKING:
     from conftest import RunBatchclf
-
-pytestmark = pytest.mark.xdist_group("e2e verify")
 
 OPTIONS = (
     *("--text-column", "title", "--text-column", "text", "--id-column", "url"),

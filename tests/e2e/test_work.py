@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from conftest import RunBatchclf, StartBatchclf
     from e2e.conftest import Classify
 
-pytestmark = pytest.mark.xdist_group("e2e work")
-
 DEADLINE_S = 60.0
 POLL_S = 0.1
 MAX_RECEIVE_COUNT = 2

@@ -22,7 +22,7 @@ from servers import Endpoint, Queue
 if TYPE_CHECKING:
     from conftest import RunBatchclf
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile queue")]
+pytestmark = pytest.mark.slow
 
 MIB = 1 << 20
 NUM_BAD = 500

@@ -21,7 +21,6 @@ OPTIONS = ("--rows-per-shard", str(ROWS_PER_SHARD), "--max-batch-tokens", "64")
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.xdist_group("many-kills")
 def test_after_many_kills_every_row_is_there_once_and_nothing_else(
     place: Place, start_classify: StartClassify, verify: Verify
 ) -> None:
