@@ -28,11 +28,12 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "Next:"
 	@echo "  $(VENV)/bin/batchclf verify $(DEMO_OUTPUT) data/sample"
+	@echo "  $(VENV)/bin/batchclf report $(DEMO_OUTPUT)"
 	@echo "  $(VENV)/bin/batchclf classify news.csv --model $(DEMO_MODEL) --output labelled"
 	@echo "  $(VENV)/bin/batchclf classify --help"
 
 test: $(VENV)/.installed-dev $(MINISTACK_VENV)/.installed
-	BATCHCLF_REQUIRE_SERVERS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadgroup
+	BATCHCLF_REQUIRE_SERVERS=1 $(VENV)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff format --check
