@@ -64,13 +64,15 @@ class Held:
 
     One call at a time changes the visibility of a message. An extension that reached the queue
     after a release would hide the message from all; so a release waits for the extension under
-    way, and the heart passes over what is being released.
+    way, and the heart passes over what is being released. A delete does not wait, nor does it keep
+    the heart from extending: it may take long, and fail. So a refusal to extend says nothing while
+    the message may just have been deleted.
 
     Args:
         queue: where they are from.
         numbers: told how many were settled in each way, and how late the heart beats.
         on_failure: told the error for which nothing can be kept any more, such as expired
-            credentials; called by the heart's thread.
+            credentials, or a bug; called by the heart's thread.
         clock: seconds, monotonic.
     """
 
@@ -78,7 +80,7 @@ class Held:
         self,
         queue: Receipts,
         numbers: Numbers,
-        on_failure: Callable[[BatchclfError], None],
+        on_failure: Callable[[Exception], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._queue = queue
@@ -88,6 +90,7 @@ class Held:
         self._lock = threading.Lock()
         self._unchanged = threading.Condition(self._lock)
         self._changing: set[Delivery] = set()  # whose visibility a call is about to change
+        self._deleting: set[Delivery] = set()
         self._deliveries: dict[str, Delivery] = {}
         self._num_bytes = 0
         self._ending = threading.Event()
@@ -108,6 +111,12 @@ class Held:
 
     def __len__(self) -> int:
         return len(self._deliveries)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is held, and nothing is on its way back to the queue."""
+        with self._lock:
+            return not self._deliveries and not self._changing
 
     @property
     def num_bytes(self) -> int:
@@ -155,7 +164,9 @@ class Held:
         now = self._clock()
         with self._lock:
             deliveries = list(self._deliveries.values())
+            ending = self._deleting.copy()
         old = [d for d in deliveries if now + visibility_s > d.received_s + MAX_HELD_S]
+        old = [d for d in old if d not in ending]
         self._abandon(old, "twelve hours after its receipt the queue gives it to others")
         due = [d for d in deliveries if now >= d.visible_s - visibility_s / 2]
         with self._change(due, wait=False) as due:
@@ -197,6 +208,8 @@ class Held:
                 continue  # received once more in the meantime, which is as good
             if refusal is None:
                 delivery.visible_s = asked_s + self._queue.visibility_s
+            elif delivery in self._deleting:
+                continue  # it may be gone already; the delete tells
             elif refusal.is_answered or delivery.visible_s <= answered_s:
                 self._abandon([delivery], f"its visibility could not be extended: {refusal}")
 
@@ -205,30 +218,43 @@ class Held:
 
         A stale receipt is refused for good: the message comes again and is found done.
         """
-        left = [delivery for delivery in deliveries if delivery in self]
-        while left:
-            handles = [delivery.receipt_handle for delivery in left]
-            refusals = self._queue.delete(handles)
-            again = []
-            deleted = []
-            for place, delivery in enumerate(left):
-                if delivery.receipt_handle != handles[place]:
-                    again.append(delivery)  # received once more while it was being deleted
-                elif place in refusals:
-                    self._abandon([delivery], f"it could not be deleted: {refusals[place]}")
-                else:
-                    deleted.append(delivery)
-            self._numbers.count("deleted", len(self._settle(deleted)))
-            left = again
+        with self._lock:
+            ours = [d for d in deliveries if d in self and d not in self._deleting]
+            self._deleting.update(ours)
+        try:
+            left = ours
+            while left:
+                left = self._delete_once(left)
+        finally:
+            with self._lock:
+                self._deleting.difference_update(ours)
+
+    def _delete_once(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Those that were received once more while they were being deleted."""
+        receipts = {delivery: delivery.receipt_handle for delivery in deliveries}
+        refusals = self._queue.delete(list(receipts.values()))
+        refused = {deliveries[place]: why for place, why in refusals.items()}
+        with self._lock:  # no receipt comes between the look at the newest and the end
+            again = [d for d, used in receipts.items() if d in self and d.receipt_handle != used]
+            settled = self._let_go(d for d, used in receipts.items() if d.receipt_handle == used)
+        deleted = [delivery for delivery in settled if delivery not in refused]
+        self._numbers.count("deleted", len(deleted))
+        for delivery in settled:
+            if delivery in refused:
+                self._tell_abandoned(delivery, f"it could not be deleted: {refused[delivery]}")
+        return again
 
     def release(self, deliveries: Iterable[Delivery], backoff: Backoff) -> None:
         """Give messages back, to be tried again after a delay that grows with each receipt."""
         self._release(list(deliveries), lambda each: backoff.delay_s(each.receive_count))
 
     def release_all(self) -> None:
-        """Give back everything at once; what cannot be comes back when its visibility ends."""
+        """Give back everything at once, but for what is being deleted.
+
+        What cannot be given back comes back when its visibility ends.
+        """
         with self._lock:
-            left = list(self._deliveries.values())
+            left = [d for d in self._deliveries.values() if d not in self._deleting]
         try:
             for first in range(0, len(left), _RELEASED_AT_ONCE):
                 some = left[first : first + _RELEASED_AT_ONCE]
@@ -284,10 +310,14 @@ class Held:
     def _settle(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Let go of messages; those that were held until now."""
         with self._lock:
-            held = [delivery for delivery in deliveries if delivery in self]
-            for delivery in held:
-                del self._deliveries[delivery.message_id]
-                self._num_bytes -= delivery.size_bytes
+            return self._let_go(deliveries)
+
+    def _let_go(self, deliveries: Iterable[Delivery]) -> list[Delivery]:
+        """As `_settle`, for one who holds the lock."""
+        held = [delivery for delivery in deliveries if delivery in self]
+        for delivery in held:
+            del self._deliveries[delivery.message_id]
+            self._num_bytes -= delivery.size_bytes
         return held
 
     def _beat_on(self) -> None:
@@ -295,6 +325,6 @@ class Held:
         while not self._ending.wait(every_s):
             try:
                 self.beat()
-            except BatchclfError as error:
+            except Exception as error:  # noqa: BLE001 - raised again by whoever takes what is ready
                 self._on_failure(error)
                 return

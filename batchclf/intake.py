@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import (
-    BatchclfError,
     ConfigError,
     CredentialsError,
     InputChangedError,
@@ -206,7 +205,7 @@ class Intake:
         self._interrupt = interrupt
         self._changed = threading.Condition()
         self._ready: deque[Ready] = deque()
-        self._failure: BatchclfError | None = None
+        self._failure: Exception | None = None
         self._closing = False
         self._num_asked = 0  # messages of the receives under way
         self._num_receiving = 0
@@ -235,7 +234,7 @@ class Intake:
         for thread in self._threads:
             thread.join(max(deadline - time.monotonic(), 0))
 
-    def fail(self, error: BatchclfError) -> None:
+    def fail(self, error: Exception) -> None:
         """End with this error whoever takes what is ready."""
         with self._changed:
             self._failure = self._failure or error
@@ -246,16 +245,20 @@ class Intake:
         """Whatever is ready, after a while nothing, and None when no more will come.
 
         Raises:
-            BatchclfError: the queue or the store fails for all messages alike.
+            QueueError, StoreError, ConfigError: the queue or the store fails for all alike.
         """
         with self._changed:
             if not self._ready and not self._is_over:
                 self._changed.wait(timeout_s)
-            if self._failure is not None:
-                raise self._failure
+            self.check()
             ready = list(self._ready)
             self._ready.clear()
             return ready or (None if self._is_over else [])
+
+    def check(self) -> None:
+        """Raise the error that ended this, also where nothing is taken any more."""
+        if self._failure is not None:
+            raise self._failure
 
     @property
     def _is_over(self) -> bool:
@@ -276,7 +279,7 @@ class Intake:
                     self._replied(most, len(received), len(new))
                 if new:
                     self._hand_on(new, is_full=len(received) == most)
-        except BatchclfError as error:
+        except Exception as error:  # noqa: BLE001 - raised again by `take`
             self.fail(error)
         finally:
             with self._changed:
@@ -320,7 +323,7 @@ class Intake:
             or (limits.max_rows is not None and self._num_rows >= limits.max_rows)
         ):
             return True
-        if self._held:
+        if not self._held.is_idle:
             self._last_busy_s = now
         return (
             limits.idle_exit_s is not None

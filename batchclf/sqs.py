@@ -1,5 +1,6 @@
 """SQS: receive, send, and calls in batches whose entries may fail one by one."""
 
+import hashlib
 import logging
 import os
 import random
@@ -191,6 +192,7 @@ class Queue:
         """
         # One name for all attempts of this call: after a lost reply the same messages come again.
         extra: Any = {"ReceiveRequestAttemptId": uuid.uuid4().hex} if self.is_fifo else {}
+        asked_s = time.monotonic()
         try:
             with self._errors():
                 reply = self._receiving.receive_message(
@@ -206,6 +208,8 @@ class Queue:
             time.sleep(_jittered(_ENTRY_ATTEMPTS))
             return []
         now = time.monotonic()
+        # What took longer than the poll may be the way back: the time of the messages runs already.
+        taken_s = min(now, asked_s + wait_s)
         return [
             Delivery(
                 message_id=message["MessageId"],
@@ -214,11 +218,25 @@ class Queue:
                 receive_count=int(message.get("Attributes", {}).get("ApproximateReceiveCount", 1)),
                 sent_s=int(message.get("Attributes", {}).get("SentTimestamp", 0)) / 1000,
                 received_s=now,
-                visible_s=now + self.visibility_s,
+                visible_s=taken_s + self.visibility_s,
                 size_bytes=len(message["Body"]),
             )
             for message in reply.get("Messages", [])
+            if self._is_whole(message)
         ]
+
+    def _is_whole(self, message: Mapping[str, Any]) -> bool:
+        """Whether a body is what the queue holds. Else it comes again, like one of a lost reply."""
+        body = message["Body"].encode("utf-8", "surrogatepass")
+        digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        if message.get("MD5OfBody", digest) == digest:
+            return True
+        log.warning(
+            "%s: the body of message %s was damaged on its way here; it comes again",
+            self.name,
+            message["MessageId"],
+        )
+        return False
 
     def delete(self, receipt_handles: Sequence[str]) -> dict[int, Refusal]:
         """Delete messages; those that could not be deleted, by position."""

@@ -28,6 +28,7 @@ class FakeQueue:
 
     def __init__(self, *, num_failing: int) -> None:
         self.num_failing = num_failing
+        self.bug: Exception | None = None
         self._meeting = threading.Barrier(NUM_RECEIVERS, timeout=END_S)
         self._lock = threading.Lock()
         self._num_calls = 0
@@ -38,6 +39,8 @@ class FakeQueue:
             number = self._num_calls = self._num_calls + 1
         if 2 < number <= 2 + NUM_RECEIVERS:
             self._meeting.wait()
+        if self.bug is not None:
+            raise self.bug
         if 2 < number <= 2 + self.num_failing or (number > 2 and self.num_failing == NUM_RECEIVERS):
             with self._lock:
                 self.num_failed += 1
@@ -101,3 +104,10 @@ def test_a_queue_that_answers_no_receive_any_more_is_an_error() -> None:
     queue = FakeQueue(num_failing=NUM_RECEIVERS)
     with started(queue) as intake, pytest.raises(BatchclfError, match="500"):
         take_until(intake, 1_000_000)
+
+
+def test_a_bug_in_a_receiver_ends_the_worker_rather_than_its_thread_alone() -> None:
+    queue = FakeQueue(num_failing=0)
+    queue.bug = KeyError("MessageId")
+    with started(queue) as intake, pytest.raises(KeyError, match="MessageId"):
+        take_until(intake, 1)

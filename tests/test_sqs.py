@@ -3,11 +3,12 @@
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from batchclf.errors import BatchclfError, ConfigError, QueueError
+from batchclf.errors import ConfigError, QueueError
 from batchclf.held import MAX_DELAY_S, Backoff, Held
 from batchclf.sqs import MAX_HELD_S, Delivery, Queue, Refusal
 
@@ -99,7 +100,7 @@ def numbers() -> Numbers:
 
 @pytest.fixture
 def held(queue: FakeQueue, numbers: Numbers, clock: Clock) -> Held:
-    def fail(error: BatchclfError) -> None:
+    def fail(error: Exception) -> None:
         raise error
 
     return Held(queue, numbers, fail, clock)
@@ -259,6 +260,107 @@ def test_a_message_received_again_while_it_is_deleted_is_deleted_again(
     held.delete([message])
     assert queue.deleted == ["a-1", "a-2"]
     assert numbers.counts == {"deleted": 1}
+
+
+def test_what_cannot_be_extended_because_it_was_just_deleted_counts_as_deleted(
+    clock: Clock, numbers: Numbers
+) -> None:
+    """The queue has done the delete, and its reply is on the way when the heart beats."""
+
+    class Beating(FakeQueue):
+        def delete(self, receipt_handles: Sequence[str]) -> dict[int, Refusal]:
+            done = super().delete(receipt_handles)
+            self.refusals["a-1"] = STALE
+            held.beat()
+            return done
+
+    queue = Beating()
+    held = Held(queue, numbers, pytest.fail, clock)
+    message = received(clock, "a")
+    held.add([message])
+    clock.now += VISIBILITY_S / 2
+    held.delete([message])
+    assert queue.extended == [["a-1"]]
+    assert numbers.counts == {"deleted": 1}
+
+
+def test_what_is_being_deleted_is_extended_meanwhile_and_not_given_back(
+    clock: Clock, numbers: Numbers
+) -> None:
+    """A delete may take long and fail."""
+
+    class Stopping(FakeQueue):
+        def delete(self, receipt_handles: Sequence[str]) -> dict[int, Refusal]:
+            held.beat()
+            held.release_all()
+            return super().delete(receipt_handles)
+
+    queue = Stopping()
+    held = Held(queue, numbers, pytest.fail, clock)
+    messages = [received(clock, "done"), received(clock, "other")]
+    held.add(messages)
+    clock.now += VISIBILITY_S / 2
+    held.delete(messages[:1])
+    assert queue.extended == [["done-1", "other-1"]]
+    assert (queue.released, queue.deleted) == ([("other-1", 0)], ["done-1"])
+    assert numbers.counts == {"released": 1, "deleted": 1}
+
+
+def test_what_could_not_be_deleted_is_kept_and_given_back(
+    held: Held, queue: FakeQueue, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*args: object) -> dict[int, Refusal]:
+        raise QueueError("gone")
+
+    message = received(clock, "a")
+    held.add([message])
+    with monkeypatch.context() as broken:
+        broken.setattr(queue, "delete", gone)
+        with pytest.raises(QueueError):
+            held.delete([message])
+    assert message in held
+    held.release_all()
+    assert queue.released == [("a-1", 0)]
+
+
+def test_nothing_is_idle_while_a_message_is_on_its_way_back(clock: Clock, numbers: Numbers) -> None:
+    """Else a worker would leave, and not see that its last message is there again."""
+    idle: list[bool] = []
+
+    class Watched(FakeQueue):
+        def release(
+            self, receipt_handles: Sequence[str], delays_s: Sequence[int], *, in_haste: bool
+        ) -> dict[int, Refusal]:
+            idle.append(held.is_idle)
+            return super().release(receipt_handles, delays_s, in_haste=in_haste)
+
+    held = Held(Watched(), numbers, pytest.fail, clock)
+    message = received(clock, "a")
+    held.add([message])
+    idle.append(held.is_idle)
+    held.release([message], Backoff(0))
+    idle.append(held.is_idle)
+    assert idle == [False, False, True]
+
+
+def test_a_heart_that_stops_for_a_bug_says_so(clock: Clock, numbers: Numbers) -> None:
+    class Broken(FakeQueue):
+        def extend(self, receipt_handles: Sequence[str]) -> dict[int, Refusal]:  # noqa: ARG002
+            raise KeyError("a bug")
+
+    told: list[Exception] = []
+    failed = threading.Event()
+
+    def fail(error: Exception) -> None:
+        told.append(error)
+        failed.set()
+
+    held = Held(Broken(visibility_s=1), numbers, fail, clock)
+    held.add([received(clock, "a")])
+    clock.now += VISIBILITY_S
+    with held:
+        assert failed.wait(10)
+    assert isinstance(told[0], KeyError)
 
 
 def test_a_stale_receipt_on_delete_lets_go_of_that_message_alone(
@@ -439,6 +541,38 @@ def test_the_url_of_a_queue_decides_its_region_and_an_endpoint_where_calls_go(
 def test_what_is_no_url_of_a_queue_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="write the queue's URL"):
         Queue(url)
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, took_s: float, *bodies: str, **more: Any) -> Queue:
+    """A queue whose next receive is answered after a while, by our clock."""
+    times = iter([1000.0, 1000.0 + took_s])
+    queue = Queue("https://sqs.eu-west-1.amazonaws.com/1/news")
+    messages = [
+        {"MessageId": body, "ReceiptHandle": f"{body}-1", "Body": body, **more} for body in bodies
+    ]
+    monkeypatch.setattr(queue._receiving, "receive_message", lambda **_: {"Messages": messages})
+    monkeypatch.setattr("batchclf.sqs.time.monotonic", lambda: next(times))
+    return queue
+
+
+@pytest.mark.parametrize(("took_s", "visible_s"), [(0.1, 1060.1), (5, 1065), (25, 1065)])
+def test_the_time_of_a_message_runs_while_its_reply_is_late(
+    alone: None, monkeypatch: pytest.MonkeyPatch, took_s: float, visible_s: float
+) -> None:
+    queue = answering(monkeypatch, took_s, "a")
+    (delivery,) = queue.receive(10, wait_s=5)
+    queue.close()
+    assert delivery.visible_s == pytest.approx(visible_s)
+
+
+def test_a_body_that_does_not_fit_its_checksum_is_not_taken(
+    alone: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    md5_of_a = "0cc175b9c0f1b6a831c399e269772661"
+    queue = answering(monkeypatch, 0, "a", "b", MD5OfBody=md5_of_a)
+    assert [delivery.body for delivery in queue.receive(10, wait_s=5)] == ["a"]
+    queue.close()
+    assert "the body of message b was damaged" in caplog.text
 
 
 def test_a_queue_elsewhere_without_a_region_says_what_to_set(alone: None) -> None:

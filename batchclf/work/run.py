@@ -3,19 +3,17 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
-from batchclf.errors import BatchclfError, ErrorRateError, StoreError
+from batchclf.errors import BatchclfError, StoreError
 from batchclf.held import Backoff, Held
 from batchclf.intake import (
     Intake,
     Reading,
-    ReadyArticle,
     ReadyShards,
     TakeSettings,
     tell_refused,
@@ -89,7 +87,6 @@ class Run:
         )
         self._settlers = ThreadPoolExecutor(_SETTLERS, thread_name_prefix="settle")
         self._under_way = UnderWay()
-        self._again: deque[ReadyArticle] = deque()  # whose set failed for another's sake
         self._stopping = threading.Event()
 
     def run(self) -> Summary:
@@ -123,6 +120,7 @@ class Run:
                 )
                 for outcome in shards:
                     self._settle(outcome)
+            self._intake.check()  # the last deletes are made on the way out
             summary.reason = "done"
         except BatchclfError as error:
             summary.reason = str(error)
@@ -151,7 +149,7 @@ class Run:
             self._intake.close()
             self._held.release_all()
 
-    def _fail(self, error: BatchclfError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._intake.fail(error)
 
     def _shards(self) -> Iterator[Shard | Arrived | Pause]:
@@ -159,8 +157,8 @@ class Run:
         gathered = Gathered(self._settings.queue, self._queue.path, self._settings.read)
         while True:
             ready = self._intake.take(gathered.wait_s())
-            while self._again:
-                gathered.add(self._again.popleft())
+            for article in self._under_way.take_again():
+                gathered.add(article)
             for each in ready or ():
                 if isinstance(each, ReadyShards):
                     yield from self._under_way.begin(each)
@@ -173,7 +171,7 @@ class Run:
             if not ready:
                 yield Pause.PAUSE
             if ready is None:
-                if not self._under_way and not self._again:
+                if not self._under_way:
                     return
                 time.sleep(WAIT_S)
 
@@ -196,11 +194,6 @@ class Run:
             done = [each.delivery for each in articles]
             done += [each.delivery for each in finished if not each.errors]
             self._later(self._held.delete, done)
-        elif isinstance(outcome.error, ErrorRateError):
-            # The rows with errors are at fault; the others are gathered again.
-            failed = set(outcome.failed_rows)
-            self._refuse([each.delivery for i, each in enumerate(articles) if i in failed], outcome)
-            self._again.extend(each for i, each in enumerate(articles) if i not in failed)
         else:
             self._refuse([each.delivery for each in articles], outcome)
         for each in finished:
@@ -236,10 +229,8 @@ class Run:
 
     def _settled(self, future: "Future[None]") -> None:
         error = future.exception()
-        if isinstance(error, BatchclfError):
+        if isinstance(error, Exception):
             self._fail(error)
-        elif error is not None:
-            raise error
 
 
 def _ignore(num_examples: int, num_tokens: int) -> None:

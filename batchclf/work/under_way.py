@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 
+from batchclf.errors import ErrorRateError
 from batchclf.intake import ReadyArticle, ReadyShards
 from batchclf.shards import Shard
 from batchclf.worker import Arrived, Outcome
@@ -17,9 +18,11 @@ class UnderWay:
         self._lock = threading.Lock()
         self._sets: dict[Shard, Sequence[ReadyArticle]] = {}
         self._messages: dict[Shard, list[ReadyShards]] = {}
+        self._again: list[ReadyArticle] = []  # whose set failed for another's sake
 
     def __bool__(self) -> bool:
-        return bool(self._sets or self._messages)
+        with self._lock:
+            return bool(self._sets or self._messages or self._again)
 
     @property
     def is_hungry(self) -> bool:
@@ -39,10 +42,24 @@ class UnderWay:
             self._sets[arrived.shard] = articles
         return arrived
 
+    def take_again(self) -> list[ReadyArticle]:
+        """Articles for another set."""
+        with self._lock:
+            taken, self._again = self._again, []
+            return taken
+
     def end(self, outcome: Outcome) -> tuple[Sequence[ReadyArticle], list[ReadyShards]]:
-        """The articles of a set that came out, and the messages whose last shard this was."""
+        """The articles of a set that came out, and the messages whose last shard this was.
+
+        Where a set failed for its rows with errors, those alone; the others stay under way until
+        they are taken again.
+        """
         with self._lock:
             articles = self._sets.pop(outcome.shard, ())
+            if isinstance(outcome.error, ErrorRateError):
+                failed = set(outcome.failed_rows)
+                self._again += [each for i, each in enumerate(articles) if i not in failed]
+                articles = [each for i, each in enumerate(articles) if i in failed]
             waiting = self._messages.pop(outcome.shard, [])
             for each in waiting:
                 each.left.discard(outcome.shard)
