@@ -82,9 +82,17 @@ def _headline(report: Report) -> Iterator[Html]:
             share_of(counts.num_labelled, num_rows),
             count_of(len(report.labels), "label"),
         ),
-        ("abstained", share_of(counts.num_abstained, num_rows), f"{counts.num_abstained:,} rows"),
-        ("failed", share_of(counts.num_failed, num_rows), f"{counts.num_failed:,} rows"),
-        ("truncated", share_of(counts.num_truncated, num_rows), f"{counts.num_truncated:,} rows"),
+        (
+            "abstained",
+            share_of(counts.num_abstained, num_rows),
+            count_of(counts.num_abstained, "row"),
+        ),
+        ("failed", share_of(counts.num_failed, num_rows), count_of(counts.num_failed, "row")),
+        (
+            "truncated",
+            share_of(counts.num_truncated, num_rows),
+            count_of(counts.num_truncated, "row"),
+        ),
     ]
     if report.tokens is not None:
         entries.append(("tokens", f"{report.tokens.mean:,.0f}", "of an article on average"))

@@ -4,6 +4,7 @@ from batchclf.evaluation import shorten
 from batchclf.report import Report, TruthReport
 
 _MOST_LABEL = 60  # characters
+_MOST_ERROR = 200
 _MOST_UNKNOWN = 10
 
 
@@ -46,6 +47,14 @@ def plan_sentence(report: Report) -> str:
         return (
             f"Not complete: {plan.num_there:,} of {planned} are whole, {plan.num_missing:,} are "
             f"missing or broken. Run the job again.{broken}"
+        )
+    errors = report.runs.latest.errors if report.runs.latest else ()
+    if errors:
+        more = f", and {len(errors) - 1:,} more" if len(errors) > 1 else ""
+        return (
+            f"Not complete: {outputs} of {planned}, and the last run could not do all: "
+            f"{shorten(errors[0], _MOST_ERROR).rstrip('.')}{more}. Mend that and run the job again."
+            f"{broken}"
         )
     return (
         f"Not known to be complete: {outputs} of {planned}, and no run has seen every shard done. "

@@ -188,6 +188,14 @@ def test_what_no_run_saw_done_is_not_called_complete(sink: Sink) -> None:
     assert "Not known to be complete" in " ".join(Outline(report_page(found)).texts)
 
 
+def test_what_the_last_run_could_not_do_is_told(sink: Sink) -> None:
+    commit_two(sink)
+    note_run(sink, complete=False, errors=["bad.csv: no text column 'text'"])
+    text = " ".join(Outline(report_page(report_of(sink))).texts)
+    assert "Not complete: 2 outputs of 2 planned shards" in text
+    assert "bad.csv: no text column 'text'" in text
+
+
 def test_an_output_without_notes_is_counted_but_not_called_complete(sink: Sink) -> None:
     commit_two(sink)
     found = report_of(sink)
