@@ -19,8 +19,8 @@ def load(
     max_length: int | None = None,
     min_score: float = 0.0,
     device: str = "auto",
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
-    backend: Literal["torch"] = "torch",
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto",
+    backend: Literal["torch", "openvino"] = "torch",
     max_batch_tokens: int | None = None,
     endpoint_url: str | None = None,
 ) -> "Classifier":
@@ -35,7 +35,8 @@ def load(
         max_length: tokens of a text that the model sees; None: as many as it was made for.
         min_score: below this probability the label is null.
         device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
-        dtype: `auto` is bfloat16 where the device is fast at it, else float32.
+        dtype: `auto` is bfloat16 where the device is fast at it, else float32; under `openvino` it
+            is int8 where the model has a build.
         backend: what computes.
         max_batch_tokens: longest row times rows of one batch; None: as suits the device.
         endpoint_url: another server of the S3 protocol.

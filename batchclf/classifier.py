@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchclf.checkpoint import Checkpoint, load
 from batchclf.config import ModelSettings, PredictSettings
-from batchclf.engine import Compute, Engine, build_model, choose_compute
+from batchclf.engine import Compute, Engine, build_model, choose_build, choose_compute
 from batchclf.predictions import Predictions, restore, softmax, to_record_batch
 from batchclf.schema import output_schema
 from batchclf.source.base import record_batch
@@ -46,8 +46,9 @@ class Classifier:
         self, settings: ModelSettings, min_score: float = 0.0, endpoint_url: str | None = None
     ) -> None:
         self._min_score = PredictSettings(min_score=min_score).min_score
-        self.compute = choose_compute(settings.device, settings.dtype)
+        compute = choose_compute(settings.device, settings.dtype, settings.backend)
         self.checkpoint = load(settings.model, settings.max_length, endpoint_url)
+        self.compute = choose_build(compute, self.checkpoint, settings.dtype)
         self.labels = self.checkpoint.labels
         self.max_length = self.checkpoint.max_length
         self.name = self.checkpoint.path.resolve().name

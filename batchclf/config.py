@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from batchclf.errors import ConfigError, InputError
 
 Keep = Literal["id", "all", "none"] | tuple[str, ...]
+Backend = Literal["torch", "openvino"]
 DEFAULT_ID_COLUMN = "id"
 DEFAULT_ROWS_PER_SHARD = 100_000
 DEFAULT_MAX_SOURCE_BYTES = 5 << 30  # of a source that a message names
@@ -131,13 +132,13 @@ class ModelSettings:
     max_batch_tokens: int | None = None
     dtype: str = "auto"
     device: str = "auto"
-    backend: Literal["torch"] = "torch"
+    backend: Backend = "torch"
 
     def __post_init__(self) -> None:
         if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
             raise ConfigError(f"max_batch_tokens must be at least 1, not {self.max_batch_tokens}")
-        if self.backend != "torch":
-            raise ConfigError(f"the backend {self.backend!r} is not torch")
+        if self.backend not in get_args(Backend):
+            raise ConfigError(f"the backend {self.backend!r} is none of torch, openvino")
 
 
 @dataclass(frozen=True)

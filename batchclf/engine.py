@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ import numpy.typing as npt
 import torch
 
 from batchclf.batching import plan_batches, unique_rows
-from batchclf.checkpoint import Checkpoint
+from batchclf.checkpoint import Build, Checkpoint, find_build
+from batchclf.config import Backend
 from batchclf.errors import ConfigError
 from batchclf.lane import Lane, Loaded
 from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.openvino_model import check_installed, hand_over
 from batchclf.packed import pack
 
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ WINDOW_BATCHES = 64  # examples are sorted within about so many batches
 _LEAST_WINDOW_TOKENS = 1 << 18  # and within as many tokens: sorting costs next to nothing
 _DEVICES = ("cpu", "cuda")
 
+INT8 = "int8"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Processor features with which bfloat16 products are faster than float32 ones.
 _CPU_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
@@ -59,14 +62,30 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision the model runs, resolved."""
+    """Where, by what and in which precision the model runs, resolved.
+
+    Attributes:
+        dtype: with a build, of all that is not quantized in it.
+        build: a quantized graph of the model, for OpenVINO.
+    """
 
     device: torch.device
     dtype: torch.dtype
+    backend: Backend = "torch"
+    build: Build | None = None
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        return str(self.dtype).removeprefix("torch.") if self.build is None else INT8
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What results depend on, in plain values."""
+        found = {"backend": self.backend, "dtype": self.dtype_name}
+        if self.build is not None:
+            rest = str(self.dtype).removeprefix("torch.")
+            found |= {"build": self.build.content_hash, "dtype_of_the_rest": rest}
+        return found
 
 
 def find_devices(device: str) -> tuple[str, ...]:
@@ -83,12 +102,16 @@ def find_devices(device: str) -> tuple[str, ...]:
     return tuple(f"cuda:{index}" for index in range(count))
 
 
-def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
+def choose_compute(
+    device: str = "auto", dtype: str = "auto", backend: Backend = "torch"
+) -> Compute:
     """Resolve `auto`: CUDA where there is one; bfloat16 where the device is fast at it.
 
     Raises:
-        ConfigError: no such device here, or one that does not know the dtype.
+        ConfigError: no such device here, or one that does not know the dtype or the backend.
     """
+    if backend == "openvino":
+        return _choose_openvino(device, dtype)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -101,11 +124,56 @@ def choose_compute(device: str = "auto", dtype: str = "auto") -> Compute:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (chosen.index or 0) >= count:
             raise ConfigError(f"--device {device}: torch sees {count} CUDA devices on this machine")
+    if dtype == INT8:
+        raise ConfigError("--dtype int8 needs --backend openvino")
     if dtype not in ("auto", *_DTYPES):
         raise ConfigError(f"--dtype {dtype}: use auto or one of {', '.join(_DTYPES)}")
+    return Compute(chosen, _choose_dtype(chosen, dtype))
+
+
+def _choose_openvino(device: str, dtype: str) -> Compute:
+    """OpenVINO computes on the CPU; `choose_build` adds the build where the dtype asks for it."""
+    check_installed()
+    if device not in ("auto", "cpu"):
+        raise ConfigError(f"--device {device}: --backend openvino computes on the CPU; use cpu")
+    if dtype not in ("auto", INT8, "float32", "bfloat16"):
+        raise ConfigError(
+            f"--dtype {dtype}: --backend openvino knows auto, {INT8}, bfloat16 and float32"
+        )
+    cpu = torch.device("cpu")
+    return Compute(cpu, _choose_dtype(cpu, "auto" if dtype == INT8 else dtype), "openvino")
+
+
+def _choose_dtype(device: torch.device, dtype: str) -> torch.dtype:
     if dtype == "auto":
-        dtype = "bfloat16" if _is_fast_at_bfloat16(chosen) else "float32"
-    return Compute(chosen, _DTYPES[dtype])
+        dtype = "bfloat16" if _is_fast_at_bfloat16(device) else "float32"
+    return _DTYPES[dtype]
+
+
+def choose_build(compute: Compute, checkpoint: Checkpoint, dtype: str) -> Compute:
+    """With the model's int8 build, where the backend has any use for it and the dtype allows it.
+
+    Args:
+        compute: from `choose_compute`.
+        checkpoint: the model.
+        dtype: as it was asked for: `auto` takes the build if there is one.
+
+    Raises:
+        ConfigError: int8 was asked for, and there is no build.
+        CheckpointError: the build is damaged or of another model.
+    """
+    if compute.backend != "openvino" or dtype not in ("auto", INT8):
+        return compute
+    build = find_build(checkpoint)
+    if build is not None:
+        return replace(compute, build=build)
+    command = f"batchclf build --model {checkpoint.path} --calibrate INPUT"
+    if dtype == INT8:
+        raise ConfigError(f"--dtype {INT8}: {checkpoint.path} has no build; make one: {command}")
+    log.info(
+        "%s has no int8 build, so this is %s; %s", checkpoint.path, compute.dtype_name, command
+    )
+    return compute
 
 
 def _is_fast_at_bfloat16(device: torch.device) -> bool:
@@ -122,7 +190,15 @@ def build_model(checkpoint: Checkpoint, compute: Compute) -> GPT2Classifier:
 
     Raises:
         CheckpointError: a weight is too large for the dtype.
+        ConfigError: the backend cannot compute it.
     """
+    if compute.backend == "openvino":
+        return hand_over(
+            checkpoint.build_model(),
+            "bfloat16" if compute.dtype == torch.bfloat16 else "float32",
+            _cpu_streams(),
+            compute.build.graph if compute.build else None,
+        )
     model = checkpoint.build_model(compute.dtype, compute.device)
     return pack(model) if compute.device.type == "cpu" else model
 
@@ -139,6 +215,10 @@ def _batch_tokens(compute: Compute, config: ModelConfig) -> int:
 def _num_cores() -> int:
     """As many as torch would use. Asked once: it changes with what the streams are given."""
     return torch.get_num_threads()
+
+
+def _cpu_streams() -> int:
+    return min(_num_cores(), _MOST_STREAMS)
 
 
 @dataclass(frozen=True)
@@ -208,7 +288,7 @@ class Engine:
         self._least_window_tokens = 0 if max_batch_tokens else _LEAST_WINDOW_TOKENS
         is_cpu = compute.device.type == "cpu"
         self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
-        self.num_streams = num_streams or (min(_num_cores(), _MOST_STREAMS) if is_cpu else 1)
+        self.num_streams = num_streams or (_cpu_streams() if is_cpu else 1)
         self.lane = lane if is_cpu or lane else Lane(self._model)
         self._streams = ThreadPoolExecutor(
             self.num_streams,

@@ -4,6 +4,7 @@ BatchclfError                 70  a bug, unless a subclass says otherwise
 ├── ConfigError               64  a wrong option, or settings that contradict each other
 │   └── CredentialsError      64  the store or queue does not accept who we are
 ├── CheckpointError           64  the model directory is missing something or is not what it says
+│   └── DisagreementError     64  a build labels too many texts otherwise than float32 does
 ├── InputError                65  an input cannot be read
 │   ├── InputChangedError     75  an input was replaced while it was read; run again
 │   ├── ErrorRateError        65  too many rows of a shard could not be labelled
@@ -47,6 +48,10 @@ class CheckpointError(BatchclfError):
     """The model directory is missing something or is not what it says."""
 
     exit_code = EXIT_USAGE
+
+
+class DisagreementError(CheckpointError):
+    """A build labels too many texts otherwise than float32 does; it was not kept."""
 
 
 class InputError(BatchclfError):

@@ -15,7 +15,7 @@ from batchclf import __version__
 from batchclf.checkpoint import fingerprint, load
 from batchclf.classifier import build_encoder, build_engine
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings
-from batchclf.engine import Engine, choose_compute, find_devices
+from batchclf.engine import Engine, choose_build, choose_compute, find_devices
 from batchclf.log import always
 from batchclf.notes import NOTE_FORMAT, RUNS
 from batchclf.sink import Sink
@@ -53,8 +53,9 @@ class Labelling:
         self._endpoint_url = endpoint_url
         self.run_id = uuid.uuid4().hex[:8]
         self.devices = find_devices(model.device)
-        self.compute = choose_compute(self.devices[0], model.dtype)
+        compute = choose_compute(self.devices[0], model.dtype, model.backend)
         self.checkpoint = load(model.model, model.max_length, endpoint_url)
+        self.compute = choose_build(compute, self.checkpoint, model.dtype)
         self.folder: Folder = open_folder(output, endpoint_url)
         self.sink = Sink(
             self.folder,
@@ -66,8 +67,7 @@ class Labelling:
     def _result_settings(self) -> dict[str, Any]:
         """The settings that change what stands in the output, and so belong to the fingerprint."""
         return {
-            "backend": self._model.backend,
-            "dtype": self.compute.dtype_name,
+            **self.compute.identity,
             "max_length": self.checkpoint.max_length,
             "text_columns": self._read.text_columns,
             "id_column": self._read.id_column,

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,10 @@ def _key(compute: Compute, config: ModelConfig, max_length: int, num_streams: in
         else f"{processor_name()}, {num_streams} streams"
     )
     shape = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
-    return f"{device} | {compute.dtype_name} | {shape} | {max_length} | torch {torch.__version__}"
+    library = f"torch {torch.__version__}"
+    if compute.backend == "openvino":
+        library = f"openvino {version('openvino')}"
+    return f"{device} | {compute.dtype_name} | {shape} | {max_length} | {library}"
 
 
 def processor_name() -> str:

@@ -42,6 +42,7 @@ class Checkpoint:
         content_hash: sha256, in hex, of all that the logits and their reading depend on: weights,
             configuration, tokenizer, labels, max_length, normalise, temperature. Paths, dates and
             metadata are no part of it.
+        weights_hash: the same of the weights and the configuration alone.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     weight_files: tuple[Path, ...]
     content_hash: str
+    weights_hash: str
 
     def build_model(
         self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
@@ -118,6 +120,12 @@ def load(
         temperature=settings.temperature,
         metadata=settings.metadata,
         weight_files=weight_files,
+        weights_hash=hash_json(
+            {
+                "files": {path.name: digests[path.name] for path in weight_files},
+                "config": architecture,
+            }
+        ),
         content_hash=hash_json(
             {
                 "files": digests,

@@ -108,10 +108,8 @@ def save(
         )
         if add_report is not None:
             add_report(temporary)
-        for path in (*temporary.rglob("*"), temporary):
-            _fsync(path)
         load(temporary)
-        _publish(temporary, directory)
+        publish_directory(temporary, directory)
     except OSError as error:
         raise translate_os_error(error, f"model directory {directory}") from error
     finally:
@@ -192,11 +190,14 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(renameat2(*names, _RENAME_EXCHANGE) == 0)
 
 
-def _publish(temporary: Path, directory: Path) -> None:
-    """Rename into place, or change places with a model that stands there.
+def publish_directory(temporary: Path, directory: Path) -> None:
+    """Flush a directory and rename it into place, or let it change places with one that is there.
 
-    Where the file system cannot do that, the old one goes aside first, and away last.
+    Where the file system cannot do that, the old one goes aside first, and away last. Whoever
+    calls removes `temporary`, which may hold the old one then.
     """
+    for path in (*temporary.rglob("*"), temporary):
+        _fsync(path)
     if directory.exists() and _exchange(temporary, directory):
         _fsync(directory.parent)
         return

@@ -7,6 +7,7 @@ import click
 
 from batchclf import __version__
 from batchclf.cli.bench import bench
+from batchclf.cli.build import build
 from batchclf.cli.classify import classify
 from batchclf.cli.enqueue import enqueue
 from batchclf.cli.evaluate import evaluate
@@ -57,6 +58,7 @@ for each in (
     train,
     evaluate,
     import_checkpoint,
+    build,
     bench,
     serve,
 ):

@@ -10,6 +10,7 @@ import click
 
 from batchclf.config import (
     DEFAULT_ROWS_PER_SHARD,
+    Backend,
     CutSettings,
     Keep,
     ModelSettings,
@@ -208,7 +209,7 @@ def _model(
     max_batch_tokens: int | None,
     dtype: str,
     device: str,
-    backend: Literal["torch"],
+    backend: Backend,
 ) -> ModelSettings:
     return ModelSettings(model, max_length, max_batch_tokens, dtype, device, backend)
 
@@ -229,10 +230,18 @@ device_option = click.option(
 )
 dtype_option = click.option(
     "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
     default="auto",
     show_default=True,
-    help="auto: bfloat16 where the device is fast at it, else float32.",
+    help="auto: bfloat16 where the device is fast at it, else float32; int8 where openvino has a "
+    "build of the model.",
+)
+backend_option = click.option(
+    "--backend",
+    type=click.Choice(["torch", "openvino"]),
+    default="torch",
+    show_default=True,
+    help="What computes; openvino: on CPUs, in int8 after `batchclf build`.",
 )
 model_options = group(
     "model",
@@ -257,13 +266,7 @@ model_options = group(
     ),
     dtype_option,
     devices_option,
-    click.option(
-        "--backend",
-        type=click.Choice(["torch"]),
-        default="torch",
-        show_default=True,
-        help="What computes.",
-    ),
+    backend_option,
 )
 
 
