@@ -42,10 +42,10 @@ def make_model(head: str = "last_token", activation: str = "gelu_new") -> GPT2Cl
 
 def texts(batch: int, tokens: int) -> tuple[Tensor, Tensor]:
     """Of lengths from 1 to `tokens`; the longest is among them."""
-    torch.manual_seed(batch * 100 + tokens)
-    lengths = torch.randint(1, tokens + 1, (batch,))
+    chance = torch.Generator().manual_seed(batch * 100 + tokens)
+    lengths = torch.randint(1, tokens + 1, (batch,), generator=chance)
     lengths[0] = tokens
-    return torch.randint(1, 400, (batch, tokens)), lengths
+    return torch.randint(1, 400, (batch, tokens), generator=chance), lengths
 
 
 def logits(model: GPT2Classifier, batch: int, tokens: int) -> Tensor:
