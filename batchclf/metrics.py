@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from batchclf.errors import ConfigError
+from batchclf.log import fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -194,6 +195,9 @@ class Metrics:
         except (OSError, OverflowError) as error:
             raise ConfigError(f"--metrics-port {port}: {error}; choose another port") from error
         self.port = self._server.server_port
+        log.info(
+            "metrics on http://%s:%d/metrics", self._host, self.port, extra=fields(port=self.port)
+        )
 
     def _write_lines(self) -> None:
         ended = False

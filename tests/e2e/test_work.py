@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ MAX_RECEIVE_COUNT = 2
 ODD_KEY = "in/2024/a b+c%20ü=(1).csv"
 NUM_ARTICLES = 12
 UNTIL_IDLE = ("--idle-exit", "2", "--gather-seconds", "0.5", "--retry-delay", "0")
+TOLD = ("MessagesReceived", "ArticlesLabelled", "MessagesDeleted")
 JUNK = ("not JSON", '{"id": "no text"}', '{"batchclf": 1, "source": "s3://not-allowed/a.csv"}')
 
 
@@ -255,7 +257,7 @@ def test_an_article_sent_to_an_idle_worker_is_labelled_without_waiting_for_more(
 ) -> None:
     log = tmp_path / "log"
     worker = start_batchclf(
-        *fresh.work(model, "--gather-seconds", "0.5"),
+        *fresh.work(model, "--gather-seconds", "0.5", "--metrics-port", "0"),
         env={**QUIET, **fresh.server.env},
         log=log,
     )
@@ -263,6 +265,14 @@ def test_an_article_sent_to_an_idle_worker_is_labelled_without_waiting_for_more(
     (message_id,) = fresh.queue.send(*bodies(1))
     wait_for(worker, log, "committed")
     assert [row["message_id"] for row in fresh.articles()] == [message_id]
+    (port,) = [
+        line["port"] for line in map(json.loads, log.read_text().splitlines()) if "port" in line
+    ]
+    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+        told = reply.read().decode()
+    name = fresh.queue.url.rpartition("/")[2]
+    assert f'batchclf_messages_received_total{{queue="{name}"}} 1.0' in told
+    assert f'batchclf_articles_labelled_total{{queue="{name}"}} 1.0' in told
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(DEADLINE_S) == 75
     assert fresh.depth() == (0, 0)
@@ -273,10 +283,13 @@ def test_a_worker_leaves_after_as_many_messages_as_it_was_told_to_take(
 ) -> None:
     fresh.queue.send(*bodies(5))
     done = run_batchclf(
-        *fresh.work(model, "--max-messages", "3"), env={**QUIET, **fresh.server.env}
+        *fresh.work(model, "--max-messages", "3", "--metrics", "emf"),
+        env={**QUIET, **fresh.server.env},
     )
     assert done.returncode == 0, done.stderr
     assert (len(fresh.articles()), fresh.depth()) == (3, (2, 0))
+    (numbers,) = map(json.loads, done.stdout.splitlines())
+    assert {name: numbers[name] for name in TOLD} == dict.fromkeys(TOLD, 3)
 
 
 def test_a_row_with_an_error_fails_its_message_alone(

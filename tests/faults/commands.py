@@ -114,6 +114,11 @@ def at_call(number: int, signal_number: int, folder: Path, log: Path) -> dict[st
     }
 
 
+def impatient(most_s: float) -> dict[str, str]:
+    """Variables with which a process waits no longer than that for a reply of S3 or SQS."""
+    return {"PYTHONPATH": str(AGENT), "FAULT_READ_TIMEOUT": str(most_s)}
+
+
 def wait_until_stopped(process: "subprocess.Popen[str]") -> None:
     """Wait until a process has stopped itself by SIGSTOP."""
     state = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)

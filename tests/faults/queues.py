@@ -25,6 +25,8 @@ IDLE_S = 7
 UNTIL_IDLE = ("--idle-exit", str(IDLE_S))
 # A message with this timeout that is there again soon was given back.
 HELD_FOR_LONG = ("--visibility-timeout", "600")
+# So long that the heart has nothing to do while a test runs.
+NEVER_EXTENDED = HELD_FOR_LONG
 DEPTH_DEADLINE_S = 20.0
 POLL_S = 0.05
 

@@ -1,18 +1,20 @@
 """Faults 2, 12 and 19 to 23 of a queue: kills, timeouts, receipts, replies that get lost."""
 
+import json
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
 import servers
 from fault_proxy import FaultProxy
-from fault_rules import Delay, Fault, Forward, Hold, LoseReply, Match
-from faults.commands import COMMIT, END_S, START_S, Verify, end_of, kill
+from fault_rules import Delay, Edit, Fault, Forward, Hold, LoseReply, Match
+from faults.commands import COMMIT, END_S, START_S, Enqueue, Verify, end_of, impatient, kill
 from faults.inputs import articles, as_csv
 from faults.places import S3Place, labels_of
 from faults.queues import (
     DELETE,
     HEARTBEAT,
+    NEVER_EXTENDED,
     RECEIVE,
     UNTIL_IDLE,
     VISIBILITY_S,
@@ -28,6 +30,8 @@ from servers import Endpoint, Queue
 
 # More than two visibility timeouts long: heartbeats come at half of one or later.
 LONG_HEARTBEATS = 5
+# Until a reply counts as stalled: three visibility timeouts, in place of a minute.
+STALLED_S = 3 * VISIBILITY_S
 
 
 @pytest.fixture(params=["standard", "fifo"])
@@ -80,20 +84,20 @@ def test_2_killed_after_the_commit_of_articles_none_is_lost(
     assert verify(s3).exit_code == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("s3_server", ["moto"], indirect=True)  # the wait is the client's
 def test_12_while_a_stalled_read_is_waited_out_the_message_stays_held(
-    s3: S3Place, proxy: FaultProxy, queue: Queue, start_work: StartWork, news: pa.Table
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work, news: pa.Table
 ) -> None:
     source = s3.write("news.csv", as_csv(news))
     received = ReceiveSpy().watch(proxy)
     beats = proxy.add(Fault(HEARTBEAT, Forward()))
-    stalled = proxy.add(Fault(Match(operation="GetObject", path="/in/"), Delay(75), times=1))
+    stalled = proxy.add(
+        Fault(Match(operation="GetObject", path="/in/"), Delay(STALLED_S + 5), times=1)
+    )
     queue.send(shard_message(s3, source, news.num_rows))
-    run = end_of(start_work(s3, queue, "--max-messages", "1"))
+    run = work(s3, queue, "--max-messages", "1", env=impatient(STALLED_S))
     assert run.exit_code == 0
     assert proxy.hits(stalled) == 1
-    assert proxy.hits(beats) >= 60 // VISIBILITY_S
+    assert proxy.hits(beats) >= STALLED_S // VISIBILITY_S
     assert len(received.message_ids) == 1
     assert len(labels_of(s3)) == news.num_rows
 
@@ -199,6 +203,60 @@ def test_22_entries_of_a_delete_that_fail_are_sent_again_alone(
     assert sorted(deleted.seen) == sorted([*received.handles, *deleted.failed])
     assert sorted(received.message_ids) == sorted(sent)
     assert queue.backlog().total == 0
+
+
+def test_22_entries_of_a_release_that_fail_are_sent_again_alone(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work
+) -> None:
+    """Articles with a row that cannot be labelled, all of one set."""
+    poison = sorted(f'{{"id": "{number}", "text": ""}}' for number in range(5))
+    queue.send(*poison)
+    received = ReceiveSpy().watch(proxy)
+    failing: set[str] = set()
+
+    def fails(handle: str) -> bool:
+        """Two of them, once each."""
+        if handle in failing or len(failing) == 2:
+            return False
+        failing.add(handle)
+        return True
+
+    released = BatchSpy(HEARTBEAT, fails).watch(proxy)
+    run = work(s3, queue, *UNTIL_IDLE, *NEVER_EXTENDED, "--on-error", "fail")
+    assert run.exit_code == 0
+    assert len(released.failed) == 2
+    assert sorted(released.seen) == sorted([*received.handles, *released.failed])
+    assert run.answer["messages"]["abandoned"] == 0
+    assert queue.dead_letters() == poison
+
+
+def test_22_entries_of_a_send_that_fail_are_sent_again_alone(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, enqueue: Enqueue, news: pa.Table
+) -> None:
+    source = s3.write("news.csv", as_csv(news))
+    sent: list[str] = []
+    failing: list[str] = []
+
+    def one_less(body: bytes) -> bytes:
+        """The queue does not get the third message of the first call."""
+        call = json.loads(body)
+        sent.extend(entry["MessageBody"] for entry in call["Entries"])
+        if not failing:
+            failing.append(call["Entries"].pop(2)["Id"])
+        return json.dumps(call).encode()
+
+    def say_so(body: bytes) -> bytes:
+        answer = json.loads(body)
+        if len(sent) == 6:
+            answer["Failed"] = [{"Id": failing[0], "SenderFault": False, "Code": "InternalError"}]
+        return json.dumps(answer).encode()
+
+    proxy.add(Fault(Match(operation="SendMessageBatch"), Edit(one_less, say_so)))
+    run = enqueue(s3, queue, source, "--rows-per-shard", "10")
+    assert (run.exit_code, run.answer["num_sent"]) == (0, 6)
+    assert sent == [*sent[:6], sent[2]]
+    assert len(set(sent)) == 6
+    assert queue.backlog().total == 6
 
 
 def test_23_what_was_in_a_lost_reply_to_a_receive_comes_again(

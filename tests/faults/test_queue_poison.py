@@ -5,11 +5,12 @@ import json
 import pyarrow as pa
 import pytest
 from fault_proxy import FaultProxy
-from fault_rules import Exchange, Fault, FlipReply, Match, Status
+from fault_rules import Edit, Exchange, Fault, FlipReply, Match, Status
 from faults.commands import COMMIT, FEW_ATTEMPTS, Enqueue
 from faults.inputs import articles, as_csv, as_jsonl, as_parquet
 from faults.places import S3Place, labels_of
 from faults.queues import (
+    DELETE,
     HEARTBEAT,
     HELD_FOR_LONG,
     JUNK,
@@ -84,6 +85,23 @@ def test_14_a_queue_that_refuses_a_worker_is_an_error_of_configuration(
     assert words in run.said
 
 
+@pytest.mark.parametrize(
+    ("answer", "exit_code"),
+    [(Status(403, code="AccessDenied"), 64), (Status(503), 75)],
+    ids=["denied", "503"],
+)
+def test_14_a_worker_whose_last_delete_fails_says_so_and_gives_the_message_back(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work, answer: Status, exit_code: int
+) -> None:
+    """The rows are committed, and the message comes again: whoever started it has to know."""
+    queue.send(*article_messages(articles(1)))
+    proxy.add(Fault(DELETE, answer))
+    run = work(s3, queue, *HELD_FOR_LONG, "--max-messages", "1", env=FEW_ATTEMPTS)
+    assert run.exit_code == exit_code, run.said
+    assert len(labels_of(s3)) == 1
+    wait_for_visible(queue, 1)
+
+
 def test_10_an_object_that_stays_damaged_or_ill_fails_its_message_alone(
     s3_server: Endpoint, s3: S3Place, proxy: FaultProxy, work: Work, news: pa.Table
 ) -> None:
@@ -108,7 +126,6 @@ def test_10_an_object_that_stays_damaged_or_ill_fails_its_message_alone(
     assert sorted(labels_of(s3)) == sorted(pa.concat_tables([others, more])["id"].to_pylist())
 
 
-@pytest.mark.parametrize("s3_server", ["ministack"], indirect=True)  # all is on the wire
 @pytest.mark.parametrize("alike", ["many in a row", "output too"])
 def test_8_a_store_that_fails_for_all_alike_ends_a_worker_with_its_messages_kept(
     s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work, news: pa.Table, alike: str
@@ -129,6 +146,49 @@ def test_8_a_store_that_fails_for_all_alike_ends_a_worker_with_its_messages_kept
     assert run.exit_code == 75
     assert ("of 5 messages in a row" in run.said) == (count == 5)
     assert queue.backlog().total == count
+
+
+def test_8_a_queue_that_throttles_is_waited_for(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work
+) -> None:
+    table = articles(5)
+    queue.send(*article_messages(table))
+    throttled = Status(400, code="RequestThrottled", message="Rate exceeded.")
+    gusts = [proxy.add(Fault(call, throttled, times=2)) for call in (RECEIVE, DELETE)]
+    run = work(s3, queue, "--max-messages", "5")
+    assert run.exit_code == 0
+    assert [proxy.hits(gust) for gust in gusts] == [2, 2]
+    assert sorted(labels_of(s3)) == table["id"].to_pylist()
+    assert queue.backlog().total == 0
+
+
+def test_10_an_article_whose_text_is_changed_on_the_wire_is_not_labelled_but_received_again(
+    s3: S3Place, proxy: FaultProxy, queue: Queue, work: Work
+) -> None:
+    table = articles(5)
+    bodies = article_messages(table)
+    queue.send(*bodies)
+    changed: list[str] = []
+
+    def change(body: bytes) -> bytes:
+        """One letter of the first text that comes by."""
+        answer = json.loads(body)
+        for message in answer.get("Messages") or []:
+            if not changed:
+                changed.append(message["MessageId"])
+                message["Body"] = message["Body"].replace("e", "a", 1)
+        return json.dumps(answer).encode()
+
+    proxy.add(Fault(RECEIVE, Edit(reply=change)))
+    run = work(s3, queue, *UNTIL_IDLE, "--keep-columns", "id,text")
+    assert run.exit_code == 0
+    assert f"the body of message {changed[0]} was damaged" in run.said
+    rows = {row["id"]: row for row in s3.rows().to_pylist()}
+    assert {i: row["text"] for i, row in rows.items()} == {
+        row["id"]: row["text"] for row in table.to_pylist()
+    }
+    assert {row["receive_count"] for row in rows.values()} == {1, 2}
+    assert queue.backlog().total == 0
 
 
 def test_16_a_shard_whose_source_is_gone_goes_to_the_dead_letters_and_the_others_go_on(

@@ -3,6 +3,9 @@
 Counts the calls of os.fsync, os.link, os.unlink and os.replace on files under FAULT_FOLDER, and
 sends the process the signal FAULT_SIGNAL just before call number FAULT_CALL, on the thread that
 makes it. Each call, made or not, is a line in the file FAULT_LOG.
+
+FAULT_READ_TIMEOUT is the most seconds that a client of boto3 waits for a reply, in place of a
+minute.
 """
 
 import itertools
@@ -38,6 +41,20 @@ def _watch(folder: str, log: str, wanted: int, number: int) -> None:
         setattr(os, name, watched(name))
 
 
+def _hurry(most_s: float) -> None:
+    from botocore.config import Config
+
+    make = Config.__init__
+
+    def made(self: Any, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        self.read_timeout = min(self.read_timeout, most_s)
+
+    Config.__init__ = made
+
+
+if "FAULT_READ_TIMEOUT" in os.environ:
+    _hurry(float(os.environ["FAULT_READ_TIMEOUT"]))
 if "FAULT_FOLDER" in os.environ:
     _watch(
         os.environ["FAULT_FOLDER"],
