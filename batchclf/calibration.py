@@ -49,13 +49,14 @@ def log_softmax(logits_NC: Floats) -> npt.NDArray[np.float64]:
 
 def log_loss(logits_NC: Floats, labels_N: Ints) -> float:
     """The mean over examples of minus the log-probability (natural) of the true label."""
-    return -float(log_softmax(logits_NC)[np.arange(len(labels_N)), labels_N].mean())
+    return 0.0 - float(log_softmax(logits_NC)[np.arange(len(labels_N)), labels_N].mean())
 
 
 def fit_temperature(logits_NC: Floats, labels_N: Ints) -> float:
     """What to divide logits by so that the true labels are as likely as can be, 0.05 to 20.
 
-    Golden-section search on the logarithm; the loss has one minimum in it.
+    Golden-section search on the logarithm; the loss has one minimum in it. Where every example is
+    labelled right there is none, for the surer the better, and the logits stay as they are: 1.
 
     Args:
         logits_NC: at least one example.
@@ -65,6 +66,8 @@ def fit_temperature(logits_NC: Floats, labels_N: Ints) -> float:
     def loss(log_temperature: float) -> float:
         return log_loss(logits_NC.astype(np.float64) / math.exp(log_temperature), labels_N)
 
+    if (logits_NC.argmax(axis=1) == labels_N).all():
+        return 1.0
     golden = (math.sqrt(5) - 1) / 2
     low, high = (math.log(bound) for bound in _TEMPERATURES)
     for _ in range(_TEMPERATURE_STEPS):

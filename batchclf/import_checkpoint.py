@@ -17,6 +17,7 @@ from torch import Tensor
 
 from batchclf.checkpoint import check_free, load_base_config, save
 from batchclf.errors import CheckpointError, ConfigError
+from batchclf.local_folder import check_writable
 from batchclf.model import GPT2Classifier, is_ignored
 from batchclf.text import Normalisation
 
@@ -47,6 +48,7 @@ def import_checkpoint(
         CheckpointError: the file is not such a checkpoint, or does not fit the base model.
         ConfigError: the labels do not fit it.
     """
+    check_writable("--output", output)
     check_free(output, overwrite=overwrite)
     state = _rename(_read_state(file), file)
     num_labels, width = state[_HEAD_WEIGHT].shape

@@ -73,7 +73,7 @@ def read_texts(
     """
     plan = make_plan(inputs, read, cut, endpoint_url)
     if plan.unreadable:
-        raise plan.unreadable[0]
+        raise _of_labels(plan.unreadable[0])
     for shard in plan.shards:
         with open_source(shard.source, endpoint_url) as file:
             reader = open_reader(file, shard.source, read)
@@ -81,10 +81,22 @@ def read_texts(
                 yield shard.source, batch, batch.texts(read.text_columns).texts
 
 
+def _of_labels(error: InputError) -> InputError:
+    """The same, in the words of who named a label column: that is the only kind of kept column."""
+    return type(error)(str(error).replace("--keep-columns", "--label-column"))
+
+
 def _append(found: Labelled, source: Source, batch: RowBatch, texts: Sequence[str | None]) -> int:
     """Add the articles of a record batch; returns how many rows have no text."""
     # the id column stands before it, where there is one
-    labels = batch.kept.column(batch.kept.num_columns - 1).cast(pa.string()).to_pylist()
+    column = batch.kept.column(batch.kept.num_columns - 1)
+    try:
+        labels = column.cast(pa.string()).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{source}: the label column cannot be read as text: {error}; write labels as text or "
+            "whole numbers, or name another --label-column"
+        ) from error
     skipped = 0
     for index, (text, label) in enumerate(zip(texts, labels, strict=True)):
         place = f"{source} row {batch.first_row + index}"

@@ -18,9 +18,10 @@ import torch
 from batchclf.calibration import fit_temperature
 from batchclf.checkpoint import END_OF_TEXT, check_free, load_base, save
 from batchclf.engine import choose_compute
-from batchclf.errors import ConfigError, InputError
+from batchclf.errors import ConfigError, InputError, Interrupted
 from batchclf.evaluation import Measures, Mistake, confident_mistakes, measure, top_scores
 from batchclf.labelled import Labelled, read_labelled
+from batchclf.local_folder import check_writable
 from batchclf.log import fields
 from batchclf.model import GPT2Classifier, Head, ModelConfig
 from batchclf.progress import Style
@@ -99,7 +100,7 @@ class TrainJob:
             OutOfSpaceError: the disk is full.
         """
         began = time.perf_counter()
-        check_free(Path(self.output), overwrite=self.overwrite)
+        self._check_places()
         with join(self.device) as processes:
             if not processes.is_first:
                 logging.getLogger("batchclf").setLevel(logging.ERROR)
@@ -124,8 +125,8 @@ class TrainJob:
             return {}
         logits = {"val": fitted.val_logits}
         if "test" in examples:
-            logits["test"] = self._predict(fitted.model, tokenizer, examples["test"])
-        temperature = fit_temperature(fitted.val_logits, np.array(examples["val"].labels))
+            logits["test"] = self._predict(fitted.model, tokenizer, examples["test"], interrupt)
+        temperature = _temperature(fitted.val_logits, examples["val"])
         measures = {
             name: measure(logits[name], np.array(examples[name].labels), labels, temperature)
             for name in _SPLIT_NAMES
@@ -162,6 +163,13 @@ class TrainJob:
             add_report=add_report,
         )
         return metrics
+
+    def _check_places(self) -> None:
+        """Training may take a night: what cannot be written is known before."""
+        check_writable("--output", self.output)
+        if self.checkpoint_dir is not None:
+            check_writable("--checkpoint-dir", self.checkpoint_dir)
+        check_free(Path(self.output), overwrite=self.overwrite)
 
     def _read_splits(self) -> Splits:
         by_name = {"train": self.train, "val": self.val, "test": self.test}
@@ -227,8 +235,22 @@ class TrainJob:
             around = Surroundings(processes, checkpoints, interrupt, display)
             return fit(model, tokenizer, examples["train"], examples["val"], self.settings, around)
 
-    def _predict(self, model: GPT2Classifier, tokenizer: Any, examples: Examples) -> Logits:
+    def _predict(
+        self,
+        model: GPT2Classifier,
+        tokenizer: Any,
+        examples: Examples,
+        interrupt: threading.Event | None,
+    ) -> Logits:
         settings = self.settings
+
+        def stop_if_asked() -> None:
+            if interrupt is not None and interrupt.is_set():
+                raise Interrupted(
+                    "interrupted while the test articles were measured; "
+                    + ("run the same command again" if self.checkpoint_dir else "nothing was saved")
+                )
+
         device = str(next(model.parameters()).device)
         texts = tokenise(tokenizer, examples, settings.normalise, model.config.num_labels)
         return predict(
@@ -236,6 +258,7 @@ class TrainJob:
             texts.cut(settings.max_length).ids,
             settings.batch_tokens,
             choose_compute(device, settings.precision).dtype,
+            stop_if_asked,
         ).numpy()
 
     def _describe(self, splits: Splits, seconds: float) -> dict[str, Any]:
@@ -248,6 +271,17 @@ class TrainJob:
             "settings": asdict(self.settings),
             "seconds": round(seconds, 1),
         }
+
+
+def _temperature(val_logits: Logits, val: Examples) -> float:
+    labels = np.array(val.labels)
+    if (val_logits.argmax(axis=1) == labels).all():
+        log.warning(
+            "all %d validation articles are labelled right, which says nothing of how sure to be; "
+            "the temperature stays 1",
+            len(labels),
+        )
+    return fit_temperature(val_logits, labels)
 
 
 def _metrics(measures: Mapping[str, Measures], fitted: Fitted) -> dict[str, Any]:

@@ -360,6 +360,12 @@ def test_a_wrong_flag_is_the_reason(container: Container) -> None:
     assert "--epochs" in container.failure
 
 
+def test_a_number_of_gpus_that_is_none_is_the_reason(container: Container) -> None:
+    status, _ = container.train(SM_NUM_GPUS="all")
+    assert status == 64
+    assert "SM_NUM_GPUS='all' is not a whole number" in container.failure
+
+
 def test_a_killed_training_says_by_which_signal() -> None:
     ended = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     status, reason = train.run([sys.executable, "-c", ended])

@@ -97,7 +97,12 @@ if TYPE_CHECKING:
     help="Batches whose gradients make one step.",
 )
 @click.option(
-    "--learning-rate", type=float, default=5e-5, show_default=True, metavar="X", help="Its top."
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5e-5,
+    show_default=True,
+    metavar="X",
+    help="Its top.",
 )
 @click.option(
     "--schedule",
@@ -108,7 +113,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--warmup-share",
-    type=float,
+    type=click.FloatRange(min=0, max=1, max_open=True),
     default=0.1,
     show_default=True,
     metavar="X",
@@ -116,7 +121,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--weight-decay",
-    type=float,
+    type=click.FloatRange(min=0),
     default=0.01,
     show_default=True,
     metavar="X",
@@ -124,7 +129,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--clip-norm",
-    type=float,
+    type=click.FloatRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
     metavar="X",
@@ -132,14 +137,17 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--label-smoothing",
-    type=float,
+    type=click.FloatRange(min=0, max=1, max_open=True),
     default=0.0,
     show_default=True,
     metavar="X",
     help="Share of the probability that goes to all labels alike.",
 )
 @click.option(
-    "--dropout", type=float, metavar="X", help="In all places. [default: the model's, GPT-2's: 0.1]"
+    "--dropout",
+    type=click.FloatRange(min=0, max=1, max_open=True),
+    metavar="X",
+    help="In all places. [default: the model's, GPT-2's: 0.1]",
 )
 @click.option(
     "--class-weights",
@@ -150,7 +158,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--lm-weight",
-    type=float,
+    type=click.FloatRange(min=0),
     default=0.0,
     show_default=True,
     metavar="X",
@@ -172,7 +180,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--average",
-    type=float,
+    type=click.FloatRange(min=0, max=1, max_open=True),
     default=0.0,
     show_default=True,
     metavar="X",
@@ -180,7 +188,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--crop-share",
-    type=float,
+    type=click.FloatRange(min=0, max=1, max_open=True),
     default=0.0,
     show_default=True,
     metavar="X",
@@ -188,7 +196,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--noise-share",
-    type=float,
+    type=click.FloatRange(min=0, max=1, max_open=True),
     default=0.0,
     show_default=True,
     metavar="X",
@@ -196,7 +204,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--seed",
-    type=int,
+    type=click.IntRange(min=0),
     default=0,
     show_default=True,
     metavar="N",

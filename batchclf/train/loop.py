@@ -300,7 +300,7 @@ class _Training:
             state = (self._parts.average or self._model).state_dict()
             self._parts.best = {name: tensor.cpu().clone() for name, tensor in state.items()}
         log.info(
-            "epoch %d of %d: training loss %.4f, validation loss %.4f, accuracy %.4f",
+            "epoch %d of %d: loss %.4f; validation loss %.4f, accuracy %.4f",
             epoch.epoch,
             settings.epochs,
             epoch.train_loss,

@@ -8,6 +8,7 @@ what it is a run of. It replaces the one before in one rename.
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -122,7 +123,8 @@ class TrainingCheckpoints:
             temporary.replace(self._path)
             _fsync(self._folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # where the folder is none, there is no file either
+                temporary.unlink()
             raise translate_os_error(error, f"training checkpoint {self._path}") from error
 
 

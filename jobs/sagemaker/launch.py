@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 CHANNELS = "/opt/ml/input/data"
 # What the job's page plots, out of the log of `batchclf train`.
 METRICS = {
-    "train:loss": r"training loss (\S+),",
+    "train:loss": r": loss (\S+);",
     "validation:loss": r"validation loss (\S+),",
     "validation:accuracy": r"validation loss \S+, accuracy (\S+)",
 }

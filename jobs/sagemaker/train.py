@@ -70,6 +70,8 @@ class Host:
     @property
     def num_gpus(self) -> int:
         given = self.environment.get("SM_NUM_GPUS")
+        if given and not given.isdecimal():
+            raise ConfigError(f"SM_NUM_GPUS={given!r} is not a whole number")
         return int(given) if given else len(list(Path("/dev").glob("nvidia[0-9]*")))
 
     @property

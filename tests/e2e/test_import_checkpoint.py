@@ -128,6 +128,17 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(
     assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
 
 
+def test_an_output_that_is_no_folder_here_is_refused(
+    run_batchclf: RunBatchclf, base_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "model.pth").write_bytes(b"")
+    wanted = ("--base-model", base_model, "--labels", "a,b", "--output", "s3://bucket/model")
+    refused = run_batchclf("import-checkpoint", tmp_path / "model.pth", *wanted, cwd=tmp_path)
+    assert refused.returncode == 64
+    assert "must be a folder on this machine" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pth"]
+
+
 class Touch:
     """Unpickled as it wants to be, it makes a file."""
 
