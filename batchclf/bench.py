@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from batchclf.batching import padding_waste, plan_batches
-from batchclf.checkpoint import load, save
-from batchclf.config import CutSettings, ReadSettings
-from batchclf.engine import Compute, Engine, build_model, choose_compute
+from batchclf.checkpoint import find_build, load, save
+from batchclf.config import Backend, CutSettings, ReadSettings
+from batchclf.engine import Compute, Engine, build_model, choose_build, choose_compute
 from batchclf.errors import ConfigError
 from batchclf.labelled import read_texts
 from batchclf.model import GPT2Classifier, ModelConfig
@@ -75,6 +76,7 @@ class BenchSettings:
     repeats: int
     device: str
     dtype: str
+    backend: Backend = "torch"
     endpoint_url: str | None = None
 
 
@@ -92,17 +94,22 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         archive = folder / "archive.parquet"
         pq.write_table(pa.table({"id": np.arange(len(texts)), "text": texts}), archive)
         peer_texts = _spread(texts, settings.num_peer_rows)
-        compute = choose_compute(settings.device, settings.dtype)
-        config = load(model).config
+        checkpoint = load(model)
+        compute = choose_build(
+            choose_compute(settings.device, settings.dtype, settings.backend),
+            checkpoint,
+            settings.dtype,
+        )
+        config, rivals = checkpoint.config, _peers(model)
         results = []
         for max_length in settings.max_lengths:
             ours: list[dict[str, Any]] = []
-            peers: dict[str, list[float]] = {name: [] for name in PEERS}
+            peers: dict[str, list[float]] = {name: [] for name in rivals}
             ceilings: list[float] = []
             for repeat in range(settings.repeats):
                 output = folder / f"out-{max_length}-{repeat}"
                 ours.append(_classify(archive, model, output, max_length, settings))
-                for name, run in PEERS.items():
+                for name, run in rivals.items():
                     peers[name].append(run(model, peer_texts, max_length, compute))
                 ceilings.append(measure_ceiling(config, compute))
                 log.info(
@@ -156,7 +163,7 @@ def _result(
             name: {
                 "articles_per_s": round(statistics.median(rates), 3),
                 "runs": [round(rate, 3) for rate in rates],
-                "ratio": round(middle / statistics.median(rates), 3),
+                "ratio": float(f"{middle / statistics.median(rates):.4g}"),
             }
             for name, rates in peers.items()
         },
@@ -251,6 +258,7 @@ def _classify(
     command = [sys.executable, "-m", "batchclf", "classify", str(archive)]
     command += ["--model", model, "--output", str(output), "--max-length", str(max_length)]
     command += ["--device", settings.device, "--dtype", settings.dtype, "--log-format", "json"]
+    command += ["--backend", settings.backend]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
         raise ConfigError(f"classify failed with {done.returncode}:\n{done.stderr}")
@@ -306,12 +314,58 @@ def _sorted_forward(
         return len(texts) / (time.perf_counter() - began)
 
 
-# What people would otherwise run, on the same articles in the same run: articles/s.
-PEERS: Mapping[str, Callable[[str, Sequence[str], int, Compute], float]] = {
-    "pipeline_float32": partial(_pipeline, dtype=torch.float32, batch_size=16),
-    "pipeline_bfloat16": partial(_pipeline, dtype=torch.bfloat16, batch_size=32),
-    "sorted_bfloat16": partial(_sorted_forward, batch_size=16),
-}
+def _openvino_static(
+    model: str, texts: Sequence[str], max_length: int, _compute: Compute, *, precision: str
+) -> float:
+    """Articles/s of OpenVINO at its best: one article at a time a core, all of one fixed shape."""
+    import openvino as ov
+
+    from batchclf.openvino_graph import build_graph
+
+    checkpoint = load(model, max_length=max_length)
+    encoder = TextEncoder(checkpoint.tokenizer, checkpoint.max_length, checkpoint.normalise)
+    core = ov.Core()
+    build = find_build(checkpoint) if precision == "int8" else None
+    graph = core.read_model(build.graph) if build else build_graph(checkpoint.build_model())
+    one = [1, checkpoint.max_length]
+    flatten = checkpoint.config.head == "flatten"
+    graph.reshape({graph.inputs[0]: one, graph.inputs[1]: one if flatten else [1]})
+    hint = "bf16" if can_pack(torch.bfloat16) else "f32"
+    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": hint}
+    requests = ov.AsyncInferQueue(core.compile_model(graph, "CPU", options))
+
+    def classify(chosen: Sequence[str]) -> None:
+        encoded = encoder.encode(list(chosen))
+        for row in filter(None, encoded.row_bytes()):
+            ids = np.frombuffer(row, np.int32)
+            padded = np.zeros((1, checkpoint.max_length), np.int32)
+            padded[0, : len(ids)] = ids
+            columns = np.arange(checkpoint.max_length, dtype=np.int32)[None]
+            requests.start_async([padded, columns if flatten else np.array([len(ids)], np.int32)])
+        requests.wait_all()
+
+    classify(texts[:2])
+    began = time.perf_counter()
+    classify(texts)
+    return len(texts) / (time.perf_counter() - began)
+
+
+# Articles/s of a way to label, given the model, the articles, tokens of one at most, and where.
+Peer = Callable[[str, Sequence[str], int, Compute], float]
+
+
+def _peers(model: str) -> dict[str, Peer]:
+    """What people would otherwise run, on the same articles in the same run."""
+    peers: dict[str, Peer] = {
+        "pipeline_float32": partial(_pipeline, dtype=torch.float32, batch_size=16),
+        "pipeline_bfloat16": partial(_pipeline, dtype=torch.bfloat16, batch_size=32),
+        "sorted_bfloat16": partial(_sorted_forward, batch_size=16),
+    }
+    if find_spec("openvino"):
+        peers["openvino_static"] = partial(_openvino_static, precision="bfloat16")
+        if find_build(load(model)):
+            peers["openvino_static_int8"] = partial(_openvino_static, precision="int8")
+    return peers
 
 
 def _articles(settings: BenchSettings) -> list[str]:

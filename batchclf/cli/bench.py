@@ -64,6 +64,7 @@ _QUICK = {"num_rows": 96, "num_peer_rows": 16, "max_lengths": (128,), "repeats":
 )
 @click.option("--quick", is_flag=True, help="Few articles, 128 tokens, one run: under a minute.")
 @options.dtype_option
+@options.backend_option
 @options.device_option
 @options.log_options
 @options.endpoint_option
@@ -75,6 +76,8 @@ def bench(log_format: LogFormat, quick: bool, **measured: Any) -> int:
     pipeline_bfloat16  the same in bfloat16, batch 32
     sorted_bfloat16    articles sorted by length, transformers' own forward,
                        bfloat16, batch 16
+    openvino_static    where installed: OpenVINO with one fixed shape, in
+                       bfloat16 where the CPU has it; _int8 with a build
     ceiling            the model's matrix products alone, on all cores
 
     Compare ratios of one run: machines differ. The last line of standard output is one JSON object.

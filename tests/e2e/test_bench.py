@@ -36,3 +36,15 @@ def test_bench_takes_articles_from_a_file(
     run = run_batchclf("bench", "--model", model, *options, "--max-length", "16", env=QUIET)
     assert run.returncode == 0, run.stderr
     assert "x as fast" in run.stdout
+
+
+def test_bench_measures_openvino_where_it_is_installed(
+    run_batchclf: RunBatchclf, model: Path
+) -> None:
+    pytest.importorskip("openvino", reason="the extra openvino is not installed")
+    options = ("--backend", "openvino", "--rows", "5", "--peer-rows", "2", "--max-length", "16")
+    run = run_batchclf("bench", "--model", model, *options, "--dtype", "float32", env=QUIET)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["settings"]["backend"] == "openvino"
+    assert found["results"][0]["peers"]["openvino_static"]["articles_per_s"] > 0
