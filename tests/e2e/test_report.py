@@ -17,8 +17,6 @@ from serve.browser import chromium
 from batchclf.report_job import make_report
 from batchclf.report_page import report_page
 
-pytestmark = pytest.mark.xdist_group("e2e report")
-
 NUM_ROWS = 60
 WIDTHS = (390, 820, 1400)
 HOSTILE = "</script><script>document.title = 'broken'</script>"
