@@ -285,12 +285,13 @@ class _Program:
 
 @contextmanager
 def moto(folder: Path) -> Iterator[Endpoint]:
-    """Run `moto_server` of this Python environment."""
+    """Run `moto_server` of this Python environment, its queues guarded by a lock: `moto_patch/`."""
     program = _Program(
         name="moto",
         path=script("moto_server"),
         how_to_get='pip install "moto[server]"',
         arguments=("-H", HOST, "-p", "{port}"),
+        variables=(("PYTHONPATH", str(Path(__file__).with_name("moto_patch"))),),
         health_path="/moto-api/",
     )
     with _serve(program, folder) as endpoint:

@@ -35,7 +35,7 @@ from fault_proxy import FaultProxy
 from fault_rules import Delay, Fault, LoseReply, Match, Reset, Status
 from faults.inputs import articles, as_csv, as_parquet
 from faults.places import LocalPlace, S3Place, labels_of
-from faults.queues import JUNK, article_messages
+from faults.queues import JUNK, ReceiveSpy, article_messages
 from servers import Endpoint, Queue
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -226,6 +226,7 @@ def soak(plan: Plan, folder: Path) -> Result:
         queue.send(*poison)
 
         faults = arm(proxy, plan.fault_rate)
+        handed_out = ReceiveSpy().watch(proxy)  # of replies that no fault met
         command: list[str | Path] = [
             *(servers.script("batchclf"), "work", "--queue", queue.url, "--model", model),
             *("--output", place.output, "--allow-source", f"s3://{bucket}/in"),
@@ -255,6 +256,7 @@ def soak(plan: Plan, folder: Path) -> Result:
             expected,
             tables,
             dict(zip(sent, loose["id"].to_pylist()[: len(sent)], strict=True)),
+            set(handed_out.message_ids),
             result,
         )
         dead = queue.dead_letters()
@@ -373,9 +375,13 @@ def compare(
     expected: dict[str, str | None],
     tables: list[pa.Table],
     sent: dict[str, str],
+    handed_out: set[str],
     result: Result,
 ) -> None:
-    """Hold the rows of the output against what was sent: `sent` is the id by message id."""
+    """Hold the rows of the output against what was sent: `sent` is the id by message id.
+
+    Of an article that is missing, `handed_out` tells whether a worker lost it or the server did.
+    """
     shard_rows: Counter[str] = Counter()
     by_message: dict[str, set[str]] = {}
     wrong_labels = article_rows = 0
@@ -399,7 +405,8 @@ def compare(
     found = {message_id: ids for message_id, ids in by_message.items() if len(ids) == 1}
     result.check(
         {message_id: next(iter(ids)) for message_id, ids in found.items()} == sent,
-        f"articles: {len(sent)} sent, {len(found)} labelled, by message id",
+        f"articles: {len(sent)} sent, {len(found)} labelled, by message id; of the others "
+        f"{len(handed_out & (sent.keys() - found.keys()))} were seen to be handed out",
     )
     result.check(wrong_labels == 0, f"{wrong_labels} rows have another label than undisturbed")
     result.counts |= {

@@ -11,6 +11,8 @@ import servers
 from faults.commands import END_S, QUIET, Classify
 from faults.inputs import as_parquet, with_blob
 from faults.places import LocalPlace, Place, S3Place, temporary
+from faults.queues import HELD_FOR_LONG, shard_message, wait_for_visible
+from servers import Queue
 
 WIDE_BYTES = 4 << 20  # of an output, or of an input
 DISK_BYTES = 2 << 20
@@ -123,3 +125,20 @@ def test_28_a_full_disk_for_scratch_files_ends_in_try_again_and_nothing_is_visib
     assert s3.visible() == []
     assert left_on(small_disk).read_text() == ""
     assert keep_blob(classify, s3, source) == 0
+
+
+def test_28_a_full_disk_for_scratch_files_ends_a_worker_with_its_message_given_back(
+    s3: S3Place, queue: Queue, small_disk: Path, model: Path, wide: pa.Table
+) -> None:
+    source = s3.write("wide.parquet", as_parquet(wide))
+    queue.send(shard_message(s3, source, wide.num_rows))
+    command: list[str | Path] = [
+        *(servers.script("batchclf"), "work", "--queue", queue.url, "--model", model),
+        *("--output", s3.output, "--allow-source", f"s3://{s3.bucket}/in", *HELD_FOR_LONG),
+    ]
+    run = under_small_disk(small_disk, command, {**s3.env, "TMPDIR": str(small_disk)})
+    assert run.returncode == 75
+    assert f"scratch space in {small_disk}: No space left on device" in run.stderr
+    assert s3.visible() == []
+    assert left_on(small_disk).read_text() == ""
+    wait_for_visible(queue, 1)
