@@ -45,6 +45,7 @@ PASSED_OVER = {
     ("docs/output.md", "CREATE EXTERNAL TABLE"): "Athena; its columns are compared below",
     ("docs/output.md", "MSCK REPAIR TABLE"): "Athena",
     ("docs/serve.md", "pip install"): INSTALLS,
+    ("docs/tuning.md", "pip install"): INSTALLS,
     ("docs/serve.md", "runtime = boto3.client"): (
         "an endpoint on AWS; the same body is posted by serve/test_contract.py"
     ),
