@@ -398,7 +398,7 @@ def _connector(
             retries=ONE_ATTEMPT,
             parameter_validation=False,  # a twentieth of the time of a call, and all are made here
             max_pool_connections=2 * _CALLS_AT_ONCE,
-            user_agent=f"batchclf Boto3/{boto3.__version__}",  # else made anew for each: a tenth of its time
+            user_agent=f"batchclf Boto3/{boto3.__version__}",  # else made anew: a tenth of a call
             tcp_keepalive=True,
         )
         try:
