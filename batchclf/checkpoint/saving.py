@@ -28,7 +28,7 @@ from batchclf.checkpoint.loading import load
 from batchclf.checkpoint.weights import write_tensors
 from batchclf.errors import CheckpointError
 from batchclf.model import GPT2Classifier, ModelConfig
-from batchclf.store.base import translate_os_error
+from batchclf.store.base import fsync, translate_os_error
 from batchclf.text import Normalisation
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h and linux/fs.h; man 2 renameat2
@@ -173,14 +173,6 @@ def _hf_tokenizer_config(
     return content
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _exchange(one: Path, other: Path) -> bool:
     """Let two names change places in one step; False where that cannot be done."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -197,9 +189,9 @@ def publish_directory(temporary: Path, directory: Path) -> None:
     calls removes `temporary`, which may hold the old one then.
     """
     for path in (*temporary.rglob("*"), temporary):
-        _fsync(path)
+        fsync(path)
     if directory.exists() and _exchange(temporary, directory):
-        _fsync(directory.parent)
+        fsync(directory.parent)
         return
     aside = temporary.with_suffix(".old")
     if directory.exists():
@@ -210,5 +202,5 @@ def publish_directory(temporary: Path, directory: Path) -> None:
         if aside.exists():
             aside.rename(directory)
         raise
-    _fsync(directory.parent)
+    fsync(directory.parent)
     shutil.rmtree(aside, ignore_errors=True)

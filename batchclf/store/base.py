@@ -1,10 +1,12 @@
 """What a store is: sources to read, and a folder to publish into."""
 
 import errno
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -120,6 +122,15 @@ def source_suffix(name: str) -> str | None:
 def hidden(relative: str) -> bool:
     """Whether readers of a folder pass over this name: a part starts with `_` or `.`."""
     return any(part.startswith(("_", ".")) for part in relative.split("/"))
+
+
+def fsync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def translate_os_error(error: OSError, what: str) -> StoreError | ConfigError:

@@ -20,6 +20,7 @@ from batchclf.store.base import (
     Folder,
     Scratch,
     Source,
+    fsync,
     hidden,
     local_path,
     source_suffix,
@@ -201,7 +202,7 @@ class LocalFolder(Folder):
             scratch.file.flush()
             os.fsync(scratch.file.fileno())
             created = _move_if_absent(Path(scratch.path), final)
-            _fsync_folder(final.parent)
+            fsync(final.parent)
         return created
 
     def put(self, name: str, content: bytes) -> None:
@@ -210,7 +211,7 @@ class LocalFolder(Folder):
             scratch.file.flush()
             os.fsync(scratch.file.fileno())
             Path(str(scratch.path)).replace(self.path / name)
-            _fsync_folder((self.path / name).parent)
+            fsync((self.path / name).parent)
 
     def delete(self, name: str) -> None:
         with self._errors():
@@ -280,11 +281,3 @@ def _rename_noreplace(temporary: Path, final: Path) -> bool:
         f"{final.parent}: this file system has neither hard links nor a rename that does not "
         "replace, so two workers could overwrite each other. Use another folder, or S3"
     )
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

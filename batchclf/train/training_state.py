@@ -6,7 +6,6 @@ what it is a run of. It replaces the one before in one rename.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from batchclf.checkpoint import write_tensors
 from batchclf.errors import CheckpointError, ConfigError
-from batchclf.store.base import translate_os_error
+from batchclf.store.base import fsync, translate_os_error
 from batchclf.train.history import History
 
 FORMAT_VERSION = 1
@@ -119,9 +118,9 @@ class TrainingCheckpoints:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_tensors(temporary, tensors, {_KEY: json.dumps(note)})
-            _fsync(temporary)
+            fsync(temporary)
             temporary.replace(self._path)
-            _fsync(self._folder)
+            fsync(self._folder)
         except OSError as error:
             with suppress(OSError):  # where the folder is none, there is no file either
                 temporary.unlink()
@@ -135,11 +134,3 @@ def _check_same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
                 f"{path} is of another run: {name.replace('_', ' ')} was {there.get(name)!r}, "
                 f"now {here.get(name)!r}; choose another --checkpoint-dir, or delete it"
             )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
