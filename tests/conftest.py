@@ -119,6 +119,19 @@ def fifo_queue(s3_server: Endpoint) -> Iterator[Queue]:
 
 
 @pytest.fixture
+def s3_of_this_process(s3_server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The store that is called in this process is the server."""
+    from batchclf.store.s3 import S3
+
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    S3.connect.cache_clear()
+    yield
+    S3.connect().client.close()
+    S3.connect.cache_clear()
+
+
+@pytest.fixture
 def proxy(s3_server: Endpoint) -> Iterator[FaultProxy]:
     with FaultProxy(s3_server.endpoint_url) as running:
         yield running

@@ -1,21 +1,10 @@
-from collections.abc import Iterator
-
 import pytest
 from servers import Endpoint
 
 from batchclf.errors import InputError
 from batchclf.store import Source, find_object
-from batchclf.store.s3 import S3
 
-
-@pytest.fixture(autouse=True)
-def connected(s3_server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in s3_server.env.items():
-        monkeypatch.setenv(name, value)
-    S3.connect.cache_clear()
-    yield
-    S3.connect().client.close()
-    S3.connect.cache_clear()
+pytestmark = pytest.mark.usefixtures("s3_of_this_process")
 
 
 def put(server: Endpoint, bucket: str, key: str, content: bytes = b"text\nwords\n") -> Source:

@@ -3,13 +3,13 @@
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from outline import Outline
 
 from batchclf import pages, plots
 from batchclf.evaluation import Measures, Mistake, measure
@@ -22,7 +22,6 @@ HOSTILE = (
     "$\\frac{1}{$ & <svg onload=alert(1)>",
     "\x00\x1b[31m\u202e ]]> --> fill: #1a1c20 日本語",
 )
-VOID = {"meta", "br", "img", "link", "hr", "input"}
 HISTORY = {
     "epochs": [
         {
@@ -39,33 +38,6 @@ HISTORY = {
     "best_epoch": 2,
     "step_losses": [1 / (1 + step) for step in range(30)],
 }
-
-
-class Outline(HTMLParser):
-    """Tags with their attributes; fails on one that is closed out of turn."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self._open: list[str] = []
-        self.feed(page)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 def measured(labels: tuple[str, ...] = HOSTILE, temperature: float = 1.5) -> Measures:

@@ -3,7 +3,6 @@
 import json
 import re
 from datetime import date
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from labelled_outputs import (
     note_success,
     open_sink,
 )
+from outline import Outline
 
 from batchclf.errors import CheckpointError, ConfigError, OutputError
 from batchclf.report import Report
@@ -27,34 +27,6 @@ from batchclf.sink import Sink
 
 HOSTILE = "</style></script><script>alert(1)</script>\x00\u202e| `x` *y* [z](javascript:1)"
 DAY = date(2024, 1, 31)
-VOID = {"meta", "br"}
-
-
-class Outline(HTMLParser):
-    """Tags with their attributes, and texts; fails on a tag that is closed out of turn."""
-
-    def __init__(self, page: bytes) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self._open: list[str] = []
-        self.feed(page.decode())
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
 
 
 @pytest.fixture

@@ -1,27 +1,15 @@
 """A report of an output on S3, whole objects and parts of large ones."""
 
-from collections.abc import Iterator
-
 import pyarrow as pa
 import pytest
 from labelled_outputs import LABELS, commit, note_run, note_success
-from servers import Endpoint
 
 from batchclf import report_job
 from batchclf.report_job import make_report
 from batchclf.sink import Sink
 from batchclf.store import open_folder
-from batchclf.store.s3 import S3
 
-
-@pytest.fixture(autouse=True)
-def connected(s3_server: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name, value in s3_server.env.items():
-        monkeypatch.setenv(name, value)
-    S3.connect.cache_clear()
-    yield
-    S3.connect().client.close()
-    S3.connect.cache_clear()
+pytestmark = pytest.mark.usefixtures("s3_of_this_process")
 
 
 @pytest.mark.parametrize("whole_bytes", [8 << 20, 0], ids=["whole", "in parts"])
