@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,15 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from batchclf.batching import padding_waste, plan_batches
-from batchclf.checkpoint import find_build, load, save
+from batchclf.checkpoint import load, save
+from batchclf.compute import Compute, choose_build, choose_compute
 from batchclf.config import Backend, CutSettings, ReadSettings
-from batchclf.engine import Compute, Engine, build_model, choose_build, choose_compute
+from batchclf.engine import Engine, build_model
 from batchclf.errors import ConfigError
 from batchclf.labelled import read_texts
 from batchclf.model import GPT2Classifier, ModelConfig
 from batchclf.packed import PackedLinear, can_pack
+from batchclf.peers import find_peers
 from batchclf.predictions import softmax
 from batchclf.text import TextEncoder
 from batchclf.token_budget import processor_name
@@ -100,7 +101,7 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
             checkpoint,
             settings.dtype,
         )
-        config, rivals = checkpoint.config, _peers(model)
+        config, rivals = checkpoint.config, find_peers(checkpoint)
         results = []
         for max_length in settings.max_lengths:
             ours: list[dict[str, Any]] = []
@@ -264,108 +265,6 @@ def _classify(
         raise ConfigError(f"classify failed with {done.returncode}:\n{done.stderr}")
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return summary
-
-
-def _pipeline(
-    model: str,
-    texts: Sequence[str],
-    max_length: int,
-    compute: Compute,
-    *,
-    dtype: torch.dtype,
-    batch_size: int,
-) -> float:
-    """Articles/s of what a script would do: `pipeline("text-classification")`."""
-    from transformers import pipeline
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    classify = pipeline("text-classification", model=model, device=compute.device, dtype=dtype)
-    options = {"batch_size": batch_size, "truncation": True, "max_length": max_length}
-    classify(list(texts[:2]), **options)
-    began = time.perf_counter()
-    found = classify(list(texts), **options)
-    return len(found) / (time.perf_counter() - began)
-
-
-def _sorted_forward(
-    model: str, texts: Sequence[str], max_length: int, compute: Compute, *, batch_size: int
-) -> float:
-    """Articles/s of a careful script: sorted by length, transformers' own forward, bfloat16."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    classifier = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.bfloat16)
-    classifier.to(compute.device).eval()
-
-    def classify(chosen: Sequence[str]) -> None:
-        encoded = tokenizer(list(chosen), truncation=True, max_length=max_length)["input_ids"]
-        encoded.sort(key=len)
-        for first in range(0, len(encoded), batch_size):
-            batch = tokenizer.pad(
-                {"input_ids": encoded[first : first + batch_size]}, return_tensors="pt"
-            )
-            classifier(**batch.to(compute.device)).logits.cpu()
-
-    with torch.inference_mode():
-        classify(texts[:2])
-        began = time.perf_counter()
-        classify(texts)
-        return len(texts) / (time.perf_counter() - began)
-
-
-def _openvino_static(
-    model: str, texts: Sequence[str], max_length: int, _compute: Compute, *, precision: str
-) -> float:
-    """Articles/s of OpenVINO at its best: one article at a time a core, all of one fixed shape."""
-    import openvino as ov
-
-    from batchclf.openvino_graph import build_graph
-
-    checkpoint = load(model, max_length=max_length)
-    encoder = TextEncoder(checkpoint.tokenizer, checkpoint.max_length, checkpoint.normalise)
-    core = ov.Core()
-    build = find_build(checkpoint) if precision == "int8" else None
-    graph = core.read_model(build.graph) if build else build_graph(checkpoint.build_model())
-    one = [1, checkpoint.max_length]
-    flatten = checkpoint.config.head == "flatten"
-    graph.reshape({graph.inputs[0]: one, graph.inputs[1]: one if flatten else [1]})
-    hint = "bf16" if can_pack(torch.bfloat16) else "f32"
-    options = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": hint}
-    requests = ov.AsyncInferQueue(core.compile_model(graph, "CPU", options))
-
-    def classify(chosen: Sequence[str]) -> None:
-        encoded = encoder.encode(list(chosen))
-        for row in filter(None, encoded.row_bytes()):
-            ids = np.frombuffer(row, np.int32)
-            padded = np.zeros((1, checkpoint.max_length), np.int32)
-            padded[0, : len(ids)] = ids
-            columns = np.arange(checkpoint.max_length, dtype=np.int32)[None]
-            requests.start_async([padded, columns if flatten else np.array([len(ids)], np.int32)])
-        requests.wait_all()
-
-    classify(texts[:2])
-    began = time.perf_counter()
-    classify(texts)
-    return len(texts) / (time.perf_counter() - began)
-
-
-# Articles/s of a way to label, given the model, the articles, tokens of one at most, and where.
-Peer = Callable[[str, Sequence[str], int, Compute], float]
-
-
-def _peers(model: str) -> dict[str, Peer]:
-    """What people would otherwise run, on the same articles in the same run."""
-    peers: dict[str, Peer] = {
-        "pipeline_float32": partial(_pipeline, dtype=torch.float32, batch_size=16),
-        "pipeline_bfloat16": partial(_pipeline, dtype=torch.bfloat16, batch_size=32),
-        "sorted_bfloat16": partial(_sorted_forward, batch_size=16),
-    }
-    if find_spec("openvino"):
-        peers["openvino_static"] = partial(_openvino_static, precision="bfloat16")
-        if find_build(load(model)):
-            peers["openvino_static_int8"] = partial(_openvino_static, precision="int8")
-    return peers
 
 
 def _articles(settings: BenchSettings) -> list[str]:

@@ -17,16 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from batchclf.checkpoint import Build, Checkpoint, load, write_build
+from batchclf.compute import Compute, choose_compute
 from batchclf.config import CutSettings, ReadSettings
-from batchclf.engine import Compute, Engine, build_model, choose_compute
+from batchclf.engine import Engine, build_model
 from batchclf.errors import DisagreementError, InputError
+from batchclf.labelled import read_shards
 from batchclf.log import fields
 from batchclf.openvino_model import check_installed
 from batchclf.planning import make_plan
 from batchclf.predictions import softmax
-from batchclf.shards import Shard
-from batchclf.source import open_reader
-from batchclf.store import open_source
 from batchclf.text import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -101,8 +100,10 @@ def build(settings: BuildSettings) -> dict[str, Any]:
         InputError: an input cannot be read, or holds too few articles.
         DisagreementError: too many labels differ; an older build stays as it was.
     """
-    check_installed("openvino", "nncf") if settings.precision == "int8" else check_installed()
-    dtype = "auto" if settings.precision == "int8" else settings.precision
+    dtype: str = settings.precision
+    if settings.precision == "int8":
+        check_installed("openvino", "nncf")
+        dtype = "auto"  # of the rest
     compute = choose_compute("cpu", dtype, "openvino")
     checkpoint = load(settings.model, settings.max_length, settings.endpoint_url)
     compared, calibration = _sample(settings, checkpoint)
@@ -135,7 +136,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
             "versions": {name: version(name) for name in ("batchclf", "openvino", "torch")},
         }
         if compute.build is not None:
-            _keep(checkpoint, compute.build, note)
+            write_build(checkpoint, compute.build.graph, note)
     kept = str(checkpoint.path) if compute.build is not None else None
     return {"model": str(checkpoint.path), "kept_in": kept, **note}
 
@@ -153,15 +154,6 @@ def _quantize(
     path = scratch / "graph.xml"
     ov.save_model(graph, path, compress_to_fp16=False)
     return replace(compute, build=Build(path, "", {}))
-
-
-def _keep(checkpoint: Checkpoint, build: Build, note: dict[str, Any]) -> None:
-    def move(path: Path) -> None:
-        for suffix in (".xml", ".bin"):
-            made = build.graph.with_suffix(suffix)
-            path.with_suffix(suffix).write_bytes(made.read_bytes())
-
-    write_build(checkpoint, move, note)
 
 
 def _probs(checkpoint: Checkpoint, compute: Compute, texts: Sequence[IntArray]) -> FloatArray:
@@ -204,24 +196,12 @@ def _texts(settings: BuildSettings, wanted: int) -> Iterator[str]:
     if plan.unreadable:
         raise plan.unreadable[0]
     shards = [shard for shard in plan.shards if shard.num_rows]
-    if not shards:
-        raise InputError(f"{', '.join(settings.inputs)}: holds no rows")
     places = np.linspace(0, len(shards) - 1, min(_MOST_SHARDS, len(shards))).astype(int)
-    chosen = [shards[place] for place in places]
-    for number, shard in enumerate(chosen):
-        left = len(chosen) - number
+    chosen = []
+    for left, place in zip(range(len(places), 0, -1), places, strict=True):
+        shard = shards[place]
         num_rows = min(-(-wanted // left), shard.num_rows)
-        for text in _first_texts(shard, num_rows, read, settings.endpoint_url):
-            wanted -= 1
-            yield text
-
-
-def _first_texts(
-    shard: Shard, num_rows: int, read: ReadSettings, endpoint_url: str | None
-) -> Iterator[str]:
-    with open_source(shard.source, endpoint_url) as file:
-        reader = open_reader(file, shard.source, read)
-        for batch in reader.read(shard.start, shard.start + num_rows, shard.offset):
-            for text in batch.texts(read.text_columns).texts:
-                if text is not None:
-                    yield text
+        wanted -= num_rows
+        chosen.append(replace(shard, stop=shard.start + num_rows))
+    for _, _, texts in read_shards(chosen, read, settings.endpoint_url):
+        yield from (text for text in texts if text is not None)

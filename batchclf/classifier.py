@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 
 from batchclf.checkpoint import Checkpoint, load
+from batchclf.compute import Compute, choose_build, choose_compute
 from batchclf.config import ModelSettings, PredictSettings
-from batchclf.engine import Compute, Engine, build_model, choose_build, choose_compute
+from batchclf.engine import Engine, build_model
 from batchclf.predictions import Predictions, restore, softmax, to_record_batch
 from batchclf.schema import output_schema
 from batchclf.source.base import record_batch

@@ -1,6 +1,6 @@
 """Labelled articles: texts with the label that a person gave them, for training and measuring."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -8,6 +8,7 @@ import pyarrow as pa
 from batchclf.config import CutSettings, ReadSettings
 from batchclf.errors import InputError
 from batchclf.planning import make_plan
+from batchclf.shards import Shard
 from batchclf.source import RowBatch, open_reader
 from batchclf.store import Source, open_source
 
@@ -74,7 +75,14 @@ def read_texts(
     plan = make_plan(inputs, read, cut, endpoint_url)
     if plan.unreadable:
         raise _of_labels(plan.unreadable[0])
-    for shard in plan.shards:
+    yield from read_shards(plan.shards, read, endpoint_url)
+
+
+def read_shards(
+    shards: Iterable[Shard], read: ReadSettings, endpoint_url: str | None
+) -> Iterator[tuple[Source, RowBatch, list[str | None]]]:
+    """As `read_texts`, of some shards."""
+    for shard in shards:
         with open_source(shard.source, endpoint_url) as file:
             reader = open_reader(file, shard.source, read)
             for batch in reader.read(shard.start, shard.stop, shard.offset):

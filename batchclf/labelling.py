@@ -14,8 +14,9 @@ from typing import Any
 from batchclf import __version__
 from batchclf.checkpoint import fingerprint, load
 from batchclf.classifier import build_encoder, build_engine
+from batchclf.compute import choose_build, choose_compute, find_devices
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings
-from batchclf.engine import Engine, choose_build, choose_compute, find_devices
+from batchclf.engine import Engine
 from batchclf.log import always
 from batchclf.notes import NOTE_FORMAT, RUNS
 from batchclf.sink import Sink

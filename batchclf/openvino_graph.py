@@ -38,6 +38,25 @@ def build_graph(model: GPT2Classifier) -> ov.Model:
     return _Graph(model).build()
 
 
+def inputs_of(
+    ids: npt.NDArray[np.int32], config: ModelConfig, num_columns: int | None = None
+) -> list[npt.NDArray[np.int32]]:
+    """What the graph is given for one text alone.
+
+    Args:
+        ids: its tokens, at least one.
+        config: of the model.
+        num_columns: that it is filled up to; None: it is not.
+    """
+    ids_1T = np.zeros((1, num_columns or len(ids)), np.int32)
+    ids_1T[0, : len(ids)] = ids
+    if config.head == "last_token":
+        return [ids_1T, np.array([len(ids)], np.int32)]
+    last = config.head_length
+    positions_1T = np.arange(last - len(ids), last - len(ids) + ids_1T.shape[1])[None]
+    return [ids_1T, np.minimum(positions_1T, last - 1).astype(np.int32)]
+
+
 class _Graph:
     def __init__(self, model: GPT2Classifier) -> None:
         self._transformer: Any = model.transformer

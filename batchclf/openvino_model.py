@@ -8,7 +8,6 @@ head.
 """
 # ruff: noqa: N803, N806 - names of tensors end in their shape, in capitals
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,13 +28,17 @@ INSTALL = "pip install 'batchclf[openvino]'"
 
 def check_installed(*names: str) -> None:
     """Raise ConfigError unless the packages of the extra are there."""
-    missing = [name for name in names or ("openvino",) if find_spec(name) is None]
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise ConfigError(f"--backend openvino needs {' and '.join(missing)}; {INSTALL}")
 
 
 def hand_over(
-    model: GPT2Classifier, precision: Precision, num_streams: int, graph: Path | None = None
+    model: GPT2Classifier,
+    precision: Precision,
+    num_streams: int,
+    num_threads: int,
+    graph: Path | None = None,
 ) -> GPT2Classifier:
     """Have OpenVINO compute the transformer of a model, for inference alone.
 
@@ -43,15 +46,15 @@ def hand_over(
         model: float32, on the CPU, in eval mode.
         precision: of all that is not quantized.
         num_streams: batches that are computed side by side, each by the thread that asks for it.
+        num_threads: of all of them together.
         graph: from `builds`, quantized; None: made of the model's own weights.
 
     Returns:
         The same model.
 
     Raises:
-        ConfigError: OpenVINO is not installed, or cannot do it here.
+        ConfigError: OpenVINO cannot do it here.
     """
-    check_installed()
     import openvino as ov
 
     from batchclf.openvino_graph import build_graph
@@ -72,7 +75,7 @@ def hand_over(
             {
                 "INFERENCE_PRECISION_HINT": _HINTS[precision],
                 "NUM_STREAMS": num_streams,
-                "INFERENCE_NUM_THREADS": max(_num_cores(), num_streams),
+                "INFERENCE_NUM_THREADS": num_threads,
                 # Several workers on one machine would pin themselves to the same cores.
                 "ENABLE_CPU_PINNING": False,
             },
@@ -122,7 +125,3 @@ def _errors(what: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[-1] if lines else type(error).__name__
         raise ConfigError(f"OpenVINO: {what} ({reason}); use --backend torch") from error
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchclf.model import ModelConfig
-from batchclf.openvino_graph import SETTLE
+from batchclf.openvino_graph import SETTLE, inputs_of
 
 
 def quantize(graph: Any, texts: Sequence[npt.NDArray[np.int32]], config: ModelConfig) -> Any:
@@ -29,15 +29,9 @@ def quantize(graph: Any, texts: Sequence[npt.NDArray[np.int32]], config: ModelCo
 
     nncf.set_log_level(40)  # errors; it writes to standard output
 
-    def inputs(ids: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
-        if config.head == "last_token":
-            return [ids[None], np.array([len(ids)], dtype=np.int32)]
-        last = config.head_length
-        return [ids[None], np.arange(last - len(ids), last, dtype=np.int32)[None]]
-
     return nncf.quantize(
         graph,
-        nncf.Dataset(list(texts), inputs),
+        nncf.Dataset(list(texts), lambda ids: inputs_of(ids, config)),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(texts),
         ignored_scope=nncf.IgnoredScope(patterns=[f"^{SETTLE}.*"]),

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from batchclf.cache import cache_folder
-from batchclf.engine import Compute, Engine
+from batchclf.compute import Compute
+from batchclf.engine import Engine
 from batchclf.lane import COMPILED
 from batchclf.log import fields
 from batchclf.model import ModelConfig

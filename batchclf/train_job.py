@@ -17,7 +17,7 @@ import torch
 
 from batchclf.calibration import fit_temperature
 from batchclf.checkpoint import END_OF_TEXT, check_free, load_base, save
-from batchclf.engine import choose_compute
+from batchclf.compute import choose_compute
 from batchclf.errors import ConfigError, InputError, Interrupted
 from batchclf.evaluation import Measures, Mistake, confident_mistakes, measure, top_scores
 from batchclf.labelled import Labelled, read_labelled

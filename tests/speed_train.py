@@ -22,7 +22,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2Model
 
 from batchclf.bench import _machine, _made_up
-from batchclf.engine import choose_compute
+from batchclf.compute import choose_compute
 from batchclf.model import GPT2Classifier, ModelConfig
 from batchclf.train import Examples, TrainSettings, fit, train_tokenizer
 

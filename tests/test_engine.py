@@ -6,7 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from batchclf.engine import Compute, Engine, choose_compute
+from batchclf.compute import Compute, choose_compute
+from batchclf.engine import Engine
 from batchclf.errors import ConfigError
 from batchclf.model import GPT2Classifier, ModelConfig
 

@@ -10,8 +10,9 @@ from e2e import archives
 from hypothesis import given, strategies as st
 
 from batchclf.checkpoint import load
+from batchclf.compute import choose_compute
 from batchclf.config import CutSettings, ModelSettings, ReadSettings, Share
-from batchclf.engine import Engine, build_model, choose_compute
+from batchclf.engine import Engine, build_model
 from batchclf.errors import ConfigError, Interrupted
 from batchclf.estimates import choose_blocks, make_windows
 from batchclf.forecast import Forecast, Settings, make_forecast

@@ -57,7 +57,7 @@ def logits(model: GPT2Classifier, batch: int, tokens: int) -> Tensor:
 @pytest.mark.parametrize("head", ["last_token", "flatten"])
 def test_logits_are_those_of_torch_for_any_shape(head: str) -> None:
     wanted = [logits(make_model(head), *shape) for shape in SHAPES]
-    handed_over = hand_over(make_model(head), "float32", num_streams=1)
+    handed_over = hand_over(make_model(head), "float32", 1, 1)
     for shape, found in zip(SHAPES, wanted, strict=True):
         torch.testing.assert_close(
             logits(handed_over, *shape), found, atol=TOLERANCE, rtol=TOLERANCE
@@ -67,12 +67,14 @@ def test_logits_are_those_of_torch_for_any_shape(head: str) -> None:
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_every_activation_is_that_of_torch(activation: str) -> None:
     wanted = logits(make_model(activation=activation), 3, 20)
-    handed_over = hand_over(make_model(activation=activation), "float32", num_streams=1)
+    handed_over = hand_over(
+        make_model(activation=activation), "float32", num_streams=1, num_threads=1
+    )
     torch.testing.assert_close(logits(handed_over, 3, 20), wanted, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_threads_side_by_side_do_not_mix_their_batches() -> None:
-    model = hand_over(make_model(), "float32", num_streams=2)
+    model = hand_over(make_model(), "float32", 2, 2)
     shapes = [SHAPES[number % len(SHAPES)] for number in range(64)]
     alone = {shape: logits(model, *shape) for shape in SHAPES}
     with ThreadPoolExecutor(4) as pool:
@@ -104,4 +106,4 @@ def test_a_failure_of_openvino_says_its_reason_and_what_to_use_instead(
 ) -> None:
     failing()
     with pytest.raises(ConfigError, match=r"no such device.*--backend torch"):
-        hand_over(make_model(), "float32", num_streams=1)
+        hand_over(make_model(), "float32", 1, 1)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, strategies as st
 
 from batchclf import token_budget
-from batchclf.engine import Compute, Engine
+from batchclf.compute import Compute
+from batchclf.engine import Engine
 from batchclf.model import GPT2Classifier, ModelConfig
 from batchclf.token_budget import fastest, tune
 

@@ -20,14 +20,13 @@ Nothing in a directory is ever run: pickles are refused and code is not looked a
 """
 
 from batchclf.checkpoint.bases import load_base, load_base_config
-from batchclf.checkpoint.builds import BUILD_FOLDER, Build, find_build, write_build
+from batchclf.checkpoint.builds import Build, find_build, write_build
 from batchclf.checkpoint.files import END_OF_TEXT
 from batchclf.checkpoint.loading import Checkpoint, fingerprint, load
 from batchclf.checkpoint.saving import check_free, save
 from batchclf.checkpoint.weights import write_tensors
 
 __all__ = [
-    "BUILD_FOLDER",
     "END_OF_TEXT",
     "Build",
     "Checkpoint",

@@ -8,7 +8,7 @@ the digests of its files, so that a damaged one is not used.
 
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from batchclf.store.base import translate_os_error
 BUILD_FORMAT = 1
 BUILD_FOLDER = "openvino/int8"
 NOTE, GRAPH, GRAPH_WEIGHTS = "build.json", "graph.xml", "graph.bin"
-BUILD_FILES = tuple(f"{BUILD_FOLDER}/{name}" for name in (NOTE, GRAPH, GRAPH_WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,12 @@ def find_build(checkpoint: Checkpoint) -> Build | None:
     return Build(folder / GRAPH, hash_json(found), note)
 
 
-def write_build(
-    checkpoint: Checkpoint, write_graph: Callable[[Path], None], note: Mapping[str, Any]
-) -> None:
+def write_build(checkpoint: Checkpoint, graph: Path, note: Mapping[str, Any]) -> None:
     """Put a build into a model directory, whole or not at all, in place of an older one.
 
     Args:
         checkpoint: what it was made of.
-        write_graph: writes `graph.xml` and `graph.bin`, given the path of the former.
+        graph: as OpenVINO saved it, with its weights beside it in a `.bin`.
         note: what to remember of it, in plain values.
 
     Raises:
@@ -84,7 +81,8 @@ def write_build(
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        write_graph(temporary / GRAPH)
+        shutil.copy(graph, temporary / GRAPH)
+        shutil.copy(graph.with_suffix(".bin"), temporary / GRAPH_WEIGHTS)
         write_json(
             temporary / NOTE,
             {

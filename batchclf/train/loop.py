@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from batchclf.engine import choose_compute
+from batchclf.compute import choose_compute
 from batchclf.errors import ConfigError, InputError, Interrupted
 from batchclf.log import fields
 from batchclf.model import GPT2Classifier

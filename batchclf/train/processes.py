@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from batchclf.engine import choose_compute
+from batchclf.compute import choose_compute
 from batchclf.errors import ConfigError, Interrupted
 
 

@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from batchclf.checkpoint import Checkpoint, load
-from batchclf.engine import Compute, Engine, build_model
+from batchclf.compute import Compute
+from batchclf.engine import Engine, build_model
 from batchclf.text import TextEncoder
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from gpu.conftest import CUDA, Joined, NewEngine, ignore, joined, made_up
 
-from batchclf.engine import Compute, Engine
+from batchclf.compute import Compute
+from batchclf.engine import Engine
 from batchclf.lane import COMPILED, Lane
 from batchclf.predictions import softmax
 from batchclf.token_budget import choose_way

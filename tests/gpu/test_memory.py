@@ -11,7 +11,8 @@ import pytest
 import torch
 from gpu.conftest import CUDA, Joined, NewEngine, ignore, joined, made_up
 
-from batchclf.engine import Compute, Engine
+from batchclf.compute import Compute
+from batchclf.engine import Engine
 
 if TYPE_CHECKING:
     from batchclf.model import GPT2Classifier
