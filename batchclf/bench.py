@@ -27,8 +27,8 @@ from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from batchclf.batching import padding_waste, plan_batches
 from batchclf.checkpoint import load, save
-from batchclf.compute import Compute, choose_build, choose_compute
-from batchclf.config import Backend, CutSettings, ReadSettings
+from batchclf.compute import Compute, open_model
+from batchclf.config import Backend, CutSettings, ModelSettings, ReadSettings
 from batchclf.engine import Engine, build_model
 from batchclf.errors import ConfigError
 from batchclf.labelled import read_texts
@@ -91,16 +91,15 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="batchclf-bench-") as scratch:
         folder = Path(scratch)
         texts = _articles(settings)
-        model = _model(settings, folder / "model", texts)
         archive = folder / "archive.parquet"
         pq.write_table(pa.table({"id": np.arange(len(texts)), "text": texts}), archive)
         peer_texts = _spread(texts, settings.num_peer_rows)
-        checkpoint = load(model)
-        compute = choose_build(
-            choose_compute(settings.device, settings.dtype, settings.backend),
-            checkpoint,
-            settings.dtype,
+        name = settings.model or str(_random_model(folder / "model", settings.size, texts))
+        chosen = ModelSettings(
+            name, dtype=settings.dtype, device=settings.device, backend=settings.backend
         )
+        checkpoint, compute = open_model(chosen, settings.endpoint_url)
+        model = str(checkpoint.path)  # which transformers has to read too
         config, rivals = checkpoint.config, find_peers(checkpoint)
         results = []
         for max_length in settings.max_lengths:
@@ -131,13 +130,6 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
             "machine": _machine(),
             "results": results,
         }
-
-
-def _model(settings: BenchSettings, random: Path, texts: Sequence[str]) -> str:
-    """The directory of the model to measure, which transformers has to read too."""
-    if settings.model is None:
-        return str(_random_model(random, settings.size, texts))
-    return str(load(settings.model, endpoint_url=settings.endpoint_url).path)
 
 
 def _result(

@@ -11,8 +11,8 @@ from typing import Any, NoReturn, Self
 import numpy as np
 import pyarrow as pa
 
-from batchclf.checkpoint import Checkpoint, load
-from batchclf.compute import Compute, choose_build, choose_compute
+from batchclf.checkpoint import Checkpoint
+from batchclf.compute import Compute, open_model
 from batchclf.config import ModelSettings, PredictSettings
 from batchclf.engine import Engine, build_model
 from batchclf.predictions import Predictions, restore, softmax, to_record_batch
@@ -47,9 +47,7 @@ class Classifier:
         self, settings: ModelSettings, min_score: float = 0.0, endpoint_url: str | None = None
     ) -> None:
         self._min_score = PredictSettings(min_score=min_score).min_score
-        compute = choose_compute(settings.device, settings.dtype, settings.backend)
-        self.checkpoint = load(settings.model, settings.max_length, endpoint_url)
-        self.compute = choose_build(compute, self.checkpoint, settings.dtype)
+        self.checkpoint, self.compute = open_model(settings, endpoint_url)
         self.labels = self.checkpoint.labels
         self.max_length = self.checkpoint.max_length
         self.name = self.checkpoint.path.resolve().name

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from batchclf.checkpoint import Build, Checkpoint, find_build
-from batchclf.config import Backend
+from batchclf.checkpoint import Build, Checkpoint, find_build, load
+from batchclf.config import Backend, ModelSettings
 from batchclf.errors import ConfigError
 from batchclf.openvino_model import check_installed
 
@@ -93,7 +93,7 @@ def choose_compute(
 
 
 def _choose_openvino(device: str, dtype: str) -> Compute:
-    """OpenVINO computes on the CPU; `choose_build` adds the build where the dtype asks for it."""
+    """OpenVINO computes on the CPU; `_choose_build` adds the build where asked."""
     check_installed("openvino")
     if device not in ("auto", "cpu"):
         raise ConfigError(f"--device {device}: --backend openvino computes on the CPU; use cpu")
@@ -111,7 +111,24 @@ def _choose_dtype(device: torch.device, dtype: str) -> torch.dtype:
     return _DTYPES[dtype]
 
 
-def choose_build(compute: Compute, checkpoint: Checkpoint, dtype: str) -> Compute:
+def open_model(
+    settings: ModelSettings, endpoint_url: str | None = None
+) -> tuple[Checkpoint, Compute]:
+    """A model, and what is to compute it.
+
+    Raises:
+        ConfigError: no such device, dtype or backend here, or not for this model.
+        CheckpointError: the model, or its build, cannot be had or trusted.
+        StoreError: S3 kept failing.
+    """
+    compute = choose_compute(settings.device, settings.dtype, settings.backend)
+    checkpoint = load(
+        settings.model, settings.max_length, endpoint_url, build=compute.backend == "openvino"
+    )
+    return checkpoint, _choose_build(compute, checkpoint, settings.dtype)
+
+
+def _choose_build(compute: Compute, checkpoint: Checkpoint, dtype: str) -> Compute:
     """With the model's int8 build, where the backend has any use for it and the dtype allows it.
 
     Args:

@@ -48,6 +48,7 @@ _WAIT_S = 0.2  # how soon a waiting receiver sees that there is room, or that it
 # Messages of shards that are held at once: one that is labelled and one to go on with. A third
 # could be with another worker.
 _SHARDS_AHEAD = 2
+_MOST_SHOWN = 200  # characters of a body, in a line of level debug
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,9 @@ class Reading:
             message = parse(content, self._read.text_columns)
             if not isinstance(message, Article):
                 raise MessageError("points to a body that is no article")
-        delivery.body = ""  # it has done its work
         match message:
             case Article(found):
+                delivery.body = ""  # it has done its work, and may be most of the memory
                 article = QueuedArticle(
                     found, delivery.message_id, delivery.receive_count, delivery.size_bytes
                 )
@@ -398,7 +399,11 @@ class Intake:
 def tell_refused(
     delivery: Delivery, error: InputError | OutputError | StoreError, backoff: Backoff
 ) -> None:
-    """Log why a message is given back, for its redrive policy to take in the end."""
+    """Log why a message is given back, for its redrive policy to take in the end.
+
+    How its body begins stands in a line of level debug alone. An article that was understood has
+    none any more; its text is shown by whoever labels it.
+    """
     delay_s = backoff.delay_s(delivery.receive_count)
     log.error(
         "message %s, received %d times: %s; to be tried again in %d s",
@@ -413,3 +418,11 @@ def tell_refused(
             delay_s=delay_s,
         ),
     )
+    if delivery.body and log.isEnabledFor(logging.DEBUG):
+        begins = delivery.body[:_MOST_SHOWN]
+        log.debug(
+            "message %s begins %r",
+            delivery.message_id,
+            begins,
+            extra=fields(message_id=delivery.message_id, body_begins=begins),
+        )

@@ -5,16 +5,16 @@ import os
 import platform
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from batchclf import __version__
-from batchclf.checkpoint import fingerprint, load
+from batchclf.checkpoint import fingerprint
 from batchclf.classifier import build_encoder, build_engine
-from batchclf.compute import choose_build, choose_compute, find_devices
+from batchclf.compute import find_devices, open_model
 from batchclf.config import CutSettings, ModelSettings, PredictSettings, ReadSettings
 from batchclf.engine import Engine
 from batchclf.log import always
@@ -54,9 +54,9 @@ class Labelling:
         self._endpoint_url = endpoint_url
         self.run_id = uuid.uuid4().hex[:8]
         self.devices = find_devices(model.device)
-        compute = choose_compute(self.devices[0], model.dtype, model.backend)
-        self.checkpoint = load(model.model, model.max_length, endpoint_url)
-        self.compute = choose_build(compute, self.checkpoint, model.dtype)
+        self.checkpoint, self.compute = open_model(
+            replace(model, device=self.devices[0]), endpoint_url
+        )
         self.folder: Folder = open_folder(output, endpoint_url)
         self.sink = Sink(
             self.folder,

@@ -157,15 +157,24 @@ def format_shard(shard: Shard) -> str:
 
 
 def shown(value: object) -> str:
-    """A value from a body for a log line: ASCII without line breaks, and short."""
+    """A name or place from a body for a log line: ASCII without line breaks, and short."""
+    if isinstance(value, dict | list):
+        return _kind(value)
+    if isinstance(value, str):
+        value = value[:_SHOWN_CHARS]
+    written = ascii(value)
+    return written if len(written) <= _SHOWN_CHARS else f"{written[:_SHOWN_CHARS]}..."
+
+
+def _kind(value: object) -> str:
+    """What a value is, where it could be the text of an article, which no log may show."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
         return f"an array of {len(value)}"
     if isinstance(value, str):
-        value = value[:_SHOWN_CHARS]
-    written = ascii(value)
-    return written if len(written) <= _SHOWN_CHARS else f"{written[:_SHOWN_CHARS]}..."
+        return f"a string of {len(value)} characters"
+    return "null" if value is None else "a number or boolean"
 
 
 def _load(body: str | bytes) -> Any:
@@ -208,7 +217,7 @@ def _read(value: Any, text_columns: Sequence[str], *, in_envelope: bool) -> Mess
     if isinstance(value, list):
         return _pointer(value)
     if not isinstance(value, dict):
-        raise MessageError(f"JSON, but no object: {shown(value)}")
+        raise MessageError(f"JSON, but no object: {_kind(value)}")
     if _SHARD_KEY in value:
         return _shard_ref(value)
     if any(name in value for name in text_columns):
@@ -230,7 +239,7 @@ def _pointer(value: list[Any]) -> Pointer:
     match value:
         case [str() as name, {"s3BucketName": bucket, "s3Key": key}] if name in _POINTER_CLASSES:
             return Pointer(_object_uri(bucket, key))
-    raise MessageError(f"a JSON array that is no pointer of the extended client: {shown(value)}")
+    raise MessageError(f"a JSON array that is no pointer of the extended client: {_kind(value)}")
 
 
 def _shard_ref(value: dict[str, Any]) -> ShardRef:
@@ -271,7 +280,7 @@ def _recorded(records: Any) -> tuple[str, ...]:
                 if event.removeprefix("s3:").startswith(_CREATED):  # with s3: in MinIO
                     uris.append(_object_uri(bucket, _decode_key(key)))
             case _:
-                raise MessageError(f"an event with a record that is not of S3: {shown(record)}")
+                raise MessageError(f"an event with a record that is not of S3: {_kind(record)}")
     if not uris:
         raise MessageError(f"an event without a record of {_CREATED}*")
     return tuple(dict.fromkeys(uris))

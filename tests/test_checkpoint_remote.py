@@ -15,7 +15,8 @@ from fault_proxy import FaultProxy
 from fault_rules import Fault, Match, Status
 from servers import Endpoint
 
-from batchclf.checkpoint import load, load_base_config, remote
+from batchclf.checkpoint import find_build, load, load_base_config, remote, write_build
+from batchclf.checkpoint.files import BUILD_FILES, BUILD_FOLDER
 from batchclf.errors import CheckpointError, ConfigError
 from batchclf.store.s3 import S3
 
@@ -76,6 +77,27 @@ def test_the_files_of_a_model_come_and_no_others(uri: str, model: Path, tmp_path
     assert checkpoint.content_hash == load(model).content_hash
     assert checkpoint.path.name == "tiny"
     assert cached(tmp_path) == sorted(path.name for path in model.iterdir())
+
+
+def test_a_build_comes_with_the_model_where_it_is_asked_for(
+    uri: str, moto: Endpoint, model: Path
+) -> None:
+    graph = model.parent / "graph.xml"
+    graph.write_text("<net/>")
+    graph.with_suffix(".bin").write_bytes(b"weights")
+    write_build(load(uri), graph, {"precision": "int8"})  # into the cache
+    kept = load(uri).path / BUILD_FOLDER
+    for name in BUILD_FILES:
+        replace(moto, uri, name, (kept / Path(name).name).read_bytes())
+    replace(moto, uri, f"{BUILD_FOLDER}/more.py", b"run me")
+    alone, built = load(uri), load(uri, build=True)
+    assert built.path != alone.path
+    found = find_build(built)
+    assert found is not None
+    assert found.note["precision"] == "int8"
+    assert sorted(path.name for path in (built.path / BUILD_FOLDER).iterdir()) == sorted(
+        Path(name).name for name in BUILD_FILES
+    )
 
 
 def test_a_model_that_is_here_is_not_downloaded_again(uri: str, moto: Endpoint) -> None:

@@ -13,15 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from batchclf.checkpoint.files import hash_json, naming, read_json, sha256, write_json
+from batchclf.checkpoint.files import (
+    BUILD_FOLDER,
+    BUILD_GRAPH,
+    BUILD_GRAPH_WEIGHTS,
+    BUILD_NOTE,
+    hash_json,
+    naming,
+    read_json,
+    sha256,
+    write_json,
+)
 from batchclf.checkpoint.loading import Checkpoint
 from batchclf.checkpoint.saving import publish_directory
 from batchclf.errors import CheckpointError
 from batchclf.store.base import translate_os_error
 
 BUILD_FORMAT = 1
-BUILD_FOLDER = "openvino/int8"
-NOTE, GRAPH, GRAPH_WEIGHTS = "build.json", "graph.xml", "graph.bin"
 
 
 @dataclass(frozen=True)
@@ -46,10 +54,10 @@ def find_build(checkpoint: Checkpoint) -> Build | None:
         CheckpointError: it is damaged, or of other weights.
     """
     folder = checkpoint.path / BUILD_FOLDER
-    if not (folder / NOTE).is_file():
+    if not (folder / BUILD_NOTE).is_file():
         return None
-    note = read_json(folder / NOTE)
-    with naming(folder / NOTE):
+    note = read_json(folder / BUILD_NOTE)
+    with naming(folder / BUILD_NOTE):
         again = "build it again with `batchclf build`"
         if note.get("format_version") != BUILD_FORMAT:
             raise CheckpointError(f"is of another version of batchclf; {again}")
@@ -58,12 +66,12 @@ def find_build(checkpoint: Checkpoint) -> Build | None:
         expected = note.get("sha256")
         found = {
             name: sha256(folder / name)
-            for name in (GRAPH, GRAPH_WEIGHTS)
+            for name in (BUILD_GRAPH, BUILD_GRAPH_WEIGHTS)
             if (folder / name).is_file()
         }
         if expected != found or len(found) < 2:  # noqa: PLR2004 - both files
             raise CheckpointError(f"its files are not those that it was written with; {again}")
-    return Build(folder / GRAPH, hash_json(found), note)
+    return Build(folder / BUILD_GRAPH, hash_json(found), note)
 
 
 def write_build(checkpoint: Checkpoint, graph: Path, note: Mapping[str, Any]) -> None:
@@ -81,14 +89,16 @@ def write_build(checkpoint: Checkpoint, graph: Path, note: Mapping[str, Any]) ->
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        shutil.copy(graph, temporary / GRAPH)
-        shutil.copy(graph.with_suffix(".bin"), temporary / GRAPH_WEIGHTS)
+        shutil.copy(graph, temporary / BUILD_GRAPH)
+        shutil.copy(graph.with_suffix(".bin"), temporary / BUILD_GRAPH_WEIGHTS)
         write_json(
-            temporary / NOTE,
+            temporary / BUILD_NOTE,
             {
                 "format_version": BUILD_FORMAT,
                 "weights_hash": checkpoint.weights_hash,
-                "sha256": {name: sha256(temporary / name) for name in (GRAPH, GRAPH_WEIGHTS)},
+                "sha256": {
+                    name: sha256(temporary / name) for name in (BUILD_GRAPH, BUILD_GRAPH_WEIGHTS)
+                },
                 **note,
             },
         )

@@ -36,6 +36,12 @@ JSON_FILES = (
 )
 TEXT_FILES = (MERGES,)
 WEIGHTS_FILES = ("*.safetensors",)
+# What `batchclf build` keeps: see `builds`.
+BUILD_FOLDER = "openvino/int8"
+BUILD_NOTE, BUILD_GRAPH, BUILD_GRAPH_WEIGHTS = "build.json", "graph.xml", "graph.bin"
+BUILD_FILES = tuple(
+    f"{BUILD_FOLDER}/{name}" for name in (BUILD_NOTE, BUILD_GRAPH, BUILD_GRAPH_WEIGHTS)
+)
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl")
 
 

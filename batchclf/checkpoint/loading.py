@@ -77,7 +77,11 @@ class Checkpoint:
 
 
 def load(
-    model: str | Path, max_length: int | None = None, endpoint_url: str | None = None
+    model: str | Path,
+    max_length: int | None = None,
+    endpoint_url: str | None = None,
+    *,
+    build: bool = False,
 ) -> Checkpoint:
     """Read a model directory, or download one from S3 or the Hugging Face hub, and check all of it.
 
@@ -85,13 +89,14 @@ def load(
         model: a directory, an `s3://` prefix, else a hub id such as `gpt2` or `owner/name`.
         max_length: instead of the model's own.
         endpoint_url: another server of the S3 protocol.
+        build: whether what `batchclf build` made of it is to be downloaded too, if it is there.
 
     Raises:
         CheckpointError: it cannot be had, or is not a GPT-2 classifier that can be trusted.
         ConfigError: the model cannot read that many tokens.
         StoreError: S3 kept failing.
     """
-    directory = find_model(model, endpoint_url=endpoint_url)
+    directory = find_model(model, build=build, endpoint_url=endpoint_url)
     hf_config = read_json(directory / CONFIG)
     settings = read_settings(directory)
     with naming(directory / CONFIG):

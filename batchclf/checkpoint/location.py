@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from batchclf.checkpoint.files import JSON_FILES, TEXT_FILES, WEIGHTS_FILES
+from batchclf.checkpoint.files import BUILD_FILES, JSON_FILES, TEXT_FILES, WEIGHTS_FILES
 from batchclf.checkpoint.remote import fetch_model
 from batchclf.errors import CheckpointError
 from batchclf.store.base import is_s3
@@ -12,12 +12,19 @@ from batchclf.store.base import is_s3
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def find_model(model: str | Path, *, weights: bool = True, endpoint_url: str | None = None) -> Path:
+def find_model(
+    model: str | Path,
+    *,
+    weights: bool = True,
+    build: bool = False,
+    endpoint_url: str | None = None,
+) -> Path:
     """The directory of a model on this machine; one that is elsewhere is downloaded into a cache.
 
     Args:
         model: a directory, an `s3://` prefix, else a hub id.
         weights: whether they are wanted too.
+        build: whether what `batchclf build` made of it is wanted too, if it is there.
         endpoint_url: another server of the S3 protocol.
 
     Raises:
@@ -27,7 +34,7 @@ def find_model(model: str | Path, *, weights: bool = True, endpoint_url: str | N
     if model == "":
         raise CheckpointError("no model directory is named")
     if isinstance(model, str) and is_s3(model):
-        return fetch_model(model, weights=weights, endpoint_url=endpoint_url)
+        return fetch_model(model, weights=weights, build=build, endpoint_url=endpoint_url)
     path = Path(model).expanduser()
     if path.is_dir():
         return path
@@ -41,7 +48,8 @@ def find_model(model: str | Path, *, weights: bool = True, endpoint_url: str | N
     from huggingface_hub import snapshot_download  # slow, and rarely needed
     from huggingface_hub.errors import HFValidationError
 
-    names = [*JSON_FILES, *TEXT_FILES, *(WEIGHTS_FILES if weights else ())]
+    names = [*JSON_FILES, *TEXT_FILES]
+    names += [*(WEIGHTS_FILES if weights else ()), *(BUILD_FILES if build else ())]
     try:
         return Path(snapshot_download(str(model), allow_patterns=names))
     except (OSError, HFValidationError) as error:

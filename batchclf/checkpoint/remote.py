@@ -24,6 +24,8 @@ from pathlib import Path
 
 from batchclf.cache import cache_folder
 from batchclf.checkpoint.files import (
+    BUILD_FILES,
+    BUILD_FOLDER,
     CONFIG,
     JSON_FILES,
     PICKLES,
@@ -48,12 +50,13 @@ _KEY_DIGITS = 32
 _in_use: dict[Path, int] = {}
 
 
-def fetch_model(uri: str, *, weights: bool, endpoint_url: str | None) -> Path:
+def fetch_model(uri: str, *, weights: bool, build: bool, endpoint_url: str | None) -> Path:
     """The directory of a model on S3 with the files that are known, and no others.
 
     Args:
         uri: `s3://bucket/prefix`.
         weights: whether they are wanted too.
+        build: whether what `batchclf build` made of it is wanted too, if it is there.
         endpoint_url: another server of the S3 protocol.
 
     Raises:
@@ -64,7 +67,11 @@ def fetch_model(uri: str, *, weights: bool, endpoint_url: str | None) -> Path:
     """
     uri = uri.rstrip("/")
     try:
-        wanted = _choose_files(uri, list_objects(uri, endpoint_url), weights=weights)
+        listed = dict(list_objects(uri, endpoint_url))
+        if build:
+            found = list_objects(f"{uri}/{BUILD_FOLDER}", endpoint_url)
+            listed |= {f"{BUILD_FOLDER}/{name}": source for name, source in found.items()}
+        wanted = _choose_files(uri, listed, weights=weights)
         models = _models_folder()
         key = _key(uri, wanted)
         directory = models / key / uri.rsplit("/", 1)[-1]
@@ -103,7 +110,8 @@ def _choose_files(uri: str, listed: Mapping[str, Source], *, weights: bool) -> d
             f"{uri}/{CONFIG} is missing; a model directory holds {CONFIG}, {WEIGHTS} and "
             "tokenizer.json"
         )
-    chosen = {name: listed[name] for name in (*JSON_FILES, *TEXT_FILES) if name in listed}
+    known = (*JSON_FILES, *TEXT_FILES, *BUILD_FILES)
+    chosen = {name: listed[name] for name in known if name in listed}
     if weights:
         safetensors = [name for name in listed if fnmatch.fnmatch(name, WEIGHTS_FILES[0])]
         if WEIGHTS in listed:
@@ -165,12 +173,10 @@ def _download(
     )
     temporary = directory.parent.with_name(f".{directory.parent.name}.{uuid.uuid4().hex}.tmp")
     try:
-        (temporary / directory.name).mkdir(parents=True)
         for name, source in wanted.items():
-            with (
-                open_source(source, endpoint_url) as downloaded,
-                (temporary / directory.name / name).open("wb") as file,
-            ):
+            path = temporary / directory.name / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_source(source, endpoint_url) as downloaded, path.open("wb") as file:
                 shutil.copyfileobj(downloaded, file, _CHUNK_BYTES)
                 file.flush()
                 os.fsync(file.fileno())

@@ -31,7 +31,13 @@ ODD_KEY = "in/2024/a b+c%20ü=(1).csv"
 NUM_ARTICLES = 12
 UNTIL_IDLE = ("--idle-exit", "2", "--gather-seconds", "0.5", "--retry-delay", "0")
 TOLD = ("MessagesReceived", "ArticlesLabelled", "MessagesDeleted")
-JUNK = ("not JSON", '{"id": "no text"}', '{"batchclf": 1, "source": "s3://not-allowed/a.csv"}')
+SECRET = "Zanzibar"
+JUNK = (
+    f"not JSON: {SECRET}",
+    f'"{SECRET}"',
+    f'{{"id": "no text, {SECRET}"}}',
+    f'{{"batchclf": 1, "source": "s3://not-allowed/a.csv", "more": "{SECRET}"}}',
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,10 @@ def site(s3_server: Endpoint) -> Iterator[Site]:
 def fresh(s3_server: Endpoint) -> Iterator[Site]:
     with made_site(s3_server) as made:
         yield made
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def bodies(count: int) -> list[str]:
@@ -212,12 +222,31 @@ def test_the_summary_counts_messages_and_rows(worked: Worked) -> None:
 
 
 def test_refusals_are_logged_with_message_and_reason(worked: Worked) -> None:
-    lines = [json.loads(line) for line in worked.done.stderr.splitlines()]
-    refused = [line for line in lines if line["level"] == "error"]
+    refused = [line for line in json_lines(worked.done.stderr) if line["level"] == "error"]
     assert len(refused) == len(JUNK) * MAX_RECEIVE_COUNT
     assert all(
         {"message_id", "receive_count", "reason", "delay_s"} <= set(line) for line in refused
     )
+
+
+def test_bodies_of_refused_messages_reach_no_log_at_level_info(worked: Worked) -> None:
+    assert SECRET not in worked.done.stdout + worked.done.stderr
+
+
+def test_level_debug_shows_how_the_bodies_of_refused_messages_begin(
+    fresh: Site, run_batchclf: "RunBatchclf", model: Path
+) -> None:
+    long = f'["{SECRET}", {"1, " * 20_000}1]'
+    fresh.queue.send(*JUNK, long)
+    done = run_batchclf(
+        *fresh.work(model, "--max-messages", str(len(JUNK) + 1), "--log-level", "debug"),
+        env={**QUIET, **fresh.server.env},
+    )
+    assert done.returncode == 0, done.stderr
+    begins = [line["body_begins"] for line in json_lines(done.stderr) if "body_begins" in line]
+    assert sorted(begins) == sorted([*JUNK, long[:200]])
+    assert SECRET not in done.stdout
+    assert len(done.stderr) < 10_000
 
 
 def test_classify_with_the_same_settings_finds_the_shards_done(
@@ -265,9 +294,7 @@ def test_an_article_sent_to_an_idle_worker_is_labelled_without_waiting_for_more(
     (message_id,) = fresh.queue.send(*bodies(1))
     wait_for(worker, log, "committed")
     assert [row["message_id"] for row in fresh.articles()] == [message_id]
-    (port,) = [
-        line["port"] for line in map(json.loads, log.read_text().splitlines()) if "port" in line
-    ]
+    (port,) = [line["port"] for line in json_lines(log.read_text()) if "port" in line]
     with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
         told = reply.read().decode()
     name = fresh.queue.url.rpartition("/")[2]
