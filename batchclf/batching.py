@@ -110,6 +110,11 @@ def padding_waste(
     return 1 - int(batched.sum()) / computed if computed else 0.0
 
 
+def spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    """`most` places of `count`, evenly over the whole, both ends among them; or all, if fewer."""
+    return np.linspace(0, count - 1, min(count, max(most, 1))).astype(np.int64)
+
+
 def unique_rows(
     rows: Sequence[bytes | memoryview | npt.NDArray[Any]],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from batchclf.batching import padding_waste, plan_batches
+from batchclf.batching import padding_waste, plan_batches, spread
 from batchclf.checkpoint import load, save
 from batchclf.compute import Compute, open_model
 from batchclf.config import Backend, CutSettings, ModelSettings, ReadSettings
@@ -93,7 +93,8 @@ def bench(settings: BenchSettings) -> dict[str, Any]:
         texts = _articles(settings)
         archive = folder / "archive.parquet"
         pq.write_table(pa.table({"id": np.arange(len(texts)), "text": texts}), archive)
-        peer_texts = _spread(texts, settings.num_peer_rows)
+        # As long on average as all of them.
+        peer_texts = [texts[place] for place in spread(len(texts), settings.num_peer_rows)]
         name = settings.model or str(_random_model(folder / "model", settings.size, texts))
         chosen = ModelSettings(
             name, dtype=settings.dtype, device=settings.device, backend=settings.backend
@@ -224,7 +225,7 @@ def _inspect(
     lengths = encoded.num_tokens[encoded.num_tokens > 0].astype(np.int64)
     waste = padding_waste(lengths, plan_batches(lengths, engine.max_batch_tokens, engine.grain))
     offsets = np.concatenate(([0], np.cumsum(lengths)))
-    some = np.linspace(0, len(lengths) - 1, min(_NUM_RESCORED, len(lengths))).astype(int)
+    some = spread(len(lengths), _NUM_RESCORED)
     few = np.concatenate([encoded.ids[offsets[row] : offsets[row + 1]] for row in some])
     few_offsets = np.concatenate(([0], np.cumsum(lengths[some])))
     together = _probs(engine, few, few_offsets)
@@ -289,12 +290,6 @@ def _made_up(num_rows: int, seed: int = 0) -> list[str]:
     chosen = random.choice(_NUM_WORDS, int(lengths.sum()), p=weights / weights.sum())
     parts = np.split(chosen, np.cumsum(lengths)[:-1])
     return [" ".join(words[index] for index in part) for part in parts]
-
-
-def _spread(texts: Sequence[str], count: int) -> list[str]:
-    """`count` of the texts, evenly over the whole, so that they are as long on average."""
-    places = np.linspace(0, len(texts) - 1, min(count, len(texts))).astype(int)
-    return [texts[place] for place in places]
 
 
 def _random_model(folder: Path, size: str, texts: Sequence[str]) -> Path:

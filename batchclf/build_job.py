@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from batchclf.batching import spread
 from batchclf.checkpoint import Build, Checkpoint, load, write_build
 from batchclf.compute import Compute, choose_compute
 from batchclf.config import CutSettings, ReadSettings
@@ -184,7 +185,7 @@ def _sample(
         return rows, []
     # Every so many calibrates, so that both come from all over the input.
     num_calibrating = min(CALIBRATION_TEXTS, len(rows) // 2)
-    places = set(np.linspace(0, len(rows) - 1, num_calibrating).astype(int).tolist())
+    places = set(spread(len(rows), num_calibrating).tolist())
     compared = [row for place, row in enumerate(rows) if place not in places]
     return compared, [rows[place] for place in sorted(places)]
 
@@ -196,7 +197,7 @@ def _texts(settings: BuildSettings, wanted: int) -> Iterator[str]:
     if plan.unreadable:
         raise plan.unreadable[0]
     shards = [shard for shard in plan.shards if shard.num_rows]
-    places = np.linspace(0, len(shards) - 1, min(_MOST_SHARDS, len(shards))).astype(int)
+    places = spread(len(shards), _MOST_SHARDS)
     chosen = []
     for left, place in zip(range(len(places), 0, -1), places, strict=True):
         shard = shards[place]

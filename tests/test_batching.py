@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, strategies as st
 
-from batchclf.batching import pack_batches, padding_waste, plan_batches, unique_rows
+from batchclf.batching import pack_batches, padding_waste, plan_batches, spread, unique_rows
 from batchclf.errors import ConfigError
 
 lengths_lists = st.lists(st.integers(0, 60), max_size=120)
@@ -179,3 +179,13 @@ def test_end_to_end_each_batch_takes_as_many_as_fit_and_at_least_one(
 def test_end_to_end_a_budget_below_one_token_is_refused() -> None:
     with pytest.raises(ConfigError):
         pack_batches([1], 0)
+
+
+@given(st.integers(0, 500), st.integers(1, 60))
+def test_places_are_spread_over_the_whole(count: int, most: int) -> None:
+    places = spread(count, most)
+    assert len(set(places.tolist())) == len(places) == min(count, most)
+    if len(places) > 1:
+        steps = np.diff(places)
+        assert (places[0], places[-1]) == (0, count - 1)
+        assert steps.max() - steps.min() <= 1
