@@ -19,7 +19,7 @@ _MOST_BLOCK_ROWS = 32  # more from one place tell little that is new
 _LEAST_BLOCKS = 128
 _SEED = 0  # the same input gives the same plan
 _Z = 1.959964  # 95% of a normal distribution lie within so many standard deviations
-_MOST_BINS = 12
+_MOST_BINS = 14  # as many doublings as there are from the least bin to the longest text
 _LEAST_BIN_TOKENS = 8
 _TAIL = 0.02  # of the texts, at most, are longer than the last bin that has an end
 
@@ -183,43 +183,55 @@ class Histogram:
     """How many texts have how many tokens.
 
     Attributes:
-        bin_tokens: each bin but the last holds so many lengths: 1 to this, and so on; the last one
-            is all that are longer.
-        shares: of all texts, by bin.
+        ends: the longest of each bin, ascending; the first bin begins at 1.
+        shares: of all texts, by bin; where some are longer than the last end, one more for them.
     """
 
-    bin_tokens: int
+    ends: tuple[int, ...]
     shares: tuple[float, ...]
 
     def bounds(self) -> list[tuple[int, int | None]]:
-        """First and last length of each bin; the last bin has no end."""
-        size, last = self.bin_tokens, len(self.shares) - 1
-        return [
-            (index * size + 1, None if index == last else (index + 1) * size)
-            for index in range(len(self.shares))
-        ]
+        """First and last length of each bin; a bin for what is longer has no end."""
+        firsts = (1, *(end + 1 for end in self.ends))
+        return list(zip(firsts, (*self.ends, None), strict=True))[: len(self.shares)]
 
 
 def histogram(lengths: IntArray, weights: FloatArray) -> Histogram:
-    """Bins of equal width, a power of two, and one for what is longer than nearly all.
+    """Bins that grow with the lengths, so that a few long texts do not press all others into one.
+
+    Each doubling of the length is cut into 4 equal parts, or 2, or 1, as there is room for. What
+    is shorter or longer than nearly all goes into the first and the last bin.
 
     Args:
         lengths: [texts] tokens, 1 or more.
         weights: [texts] for how many texts each stands.
     """
     if not len(lengths):
-        return Histogram(_LEAST_BIN_TOKENS, ())
+        return Histogram((), ())
     order = np.argsort(lengths, kind="stable")
     until = np.cumsum(weights[order]) / weights.sum()
-    first = min(int(np.searchsorted(until, 1 - _TAIL)), len(order) - 1)
-    long = int(lengths[order[first]])
-    size = _LEAST_BIN_TOKENS
-    while size * _MOST_BINS < long:
-        size *= 2
-    num_bins = -(-long // size) + 1
-    bins = np.minimum((lengths - 1) // size, num_bins - 1)
-    shares = np.bincount(bins, weights, num_bins) / weights.sum()
-    return Histogram(size, tuple(shares.tolist()))
+    places = np.searchsorted(until, [_TAIL, 1 - _TAIL]).clip(max=len(order) - 1)
+    short, long = lengths[order[places]].tolist()
+    for parts in (4, 2, 1):
+        ends = _bin_ends(short, long, parts)
+        if len(ends) <= _MOST_BINS:
+            break
+    shares = np.bincount(np.searchsorted(ends, lengths), weights) / weights.sum()
+    return Histogram(tuple(ends), tuple(shares.tolist()))
+
+
+def _bin_ends(short: int, long: int, parts: int) -> list[int]:
+    """From the first end that reaches `short` to the first that reaches `long`."""
+    end = _LEAST_BIN_TOKENS
+    ends = [end] if end >= short else []
+    octave = end
+    while end < long:
+        if end == 2 * octave:
+            octave = end
+        end += octave // parts
+        if end >= short:
+            ends.append(end)
+    return ends
 
 
 @dataclass(frozen=True)
