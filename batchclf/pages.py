@@ -15,6 +15,8 @@ Html = NewType("Html", str)
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'"
 # Without meaning in HTML, or turning the direction of all that follows.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_LONG = re.compile(r"\S{13,}")
+_JOINT = re.compile(r"[/_=]|\.(?=[a-z])")  # of a path or a name
 
 _STYLE = """
 :root {
@@ -89,6 +91,7 @@ tbody td:not(.number) { min-width: 6rem; }
 thead th { overflow-wrap: break-word; }
 .number { text-align: end; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 tbody th.number { min-width: 0; }
+tbody .number { white-space: nowrap; }
 summary { cursor: pointer; color: var(--accent); padding: 0.25rem 0; }
 ol.articles { margin: 0; padding-inline-start: 1.75rem; }
 ol.articles li { margin-bottom: 1rem; }
@@ -108,7 +111,7 @@ def page(title: str, subtitle: str, sections: Iterable[Html], footer: str) -> by
     )
     body = (
         f"<body>\n<header>\n<h1>{text(title)}</h1>\n"
-        f'<p class="muted">{text(subtitle)}</p>\n</header>\n<main>\n{"".join(sections)}</main>\n'
+        f'<p class="muted">{_words(subtitle)}</p>\n</header>\n<main>\n{"".join(sections)}</main>\n'
         f'<footer class="muted">{text(footer)}</footer>\n</body>\n</html>\n'
     )
     # A file name that is not UTF-8 arrives with lone surrogates, which have no bytes.
@@ -120,6 +123,11 @@ def text(content: object) -> Html:
     return Html(escape(_CONTROLS.sub("\N{REPLACEMENT CHARACTER}", str(content))))
 
 
+def _words(content: object) -> Html:
+    """A text between tags. A long path or name is broken at its joints rather than anywhere."""
+    return Html(_LONG.sub(lambda word: _JOINT.sub(r"\g<0><wbr>", word[0]), text(content)))
+
+
 def section(heading: str, *content: Html, wide: bool = False) -> Html:
     """A card of the page; a wide one takes both columns of a broad screen."""
     kind = ' class="wide"' if wide else ""
@@ -128,32 +136,32 @@ def section(heading: str, *content: Html, wide: bool = False) -> Html:
 
 def paragraph(content: str) -> Html:
     """A few words."""
-    return Html(f"<p>{text(content)}</p>\n")
+    return Html(f"<p>{_words(content)}</p>\n")
 
 
 def verdict(content: str, *, good: bool) -> Html:
     """A sentence that says whether all is well; not by colour alone."""
     mark = "\N{CHECK MARK}" if good else "\N{BALLOT X}"
     kind = "good" if good else "bad"
-    return Html(f'<p class="{kind}"><b aria-hidden="true">{mark}</b> {text(content)}</p>\n')
+    return Html(f'<p class="{kind}"><b aria-hidden="true">{mark}</b> {_words(content)}</p>\n')
 
 
 def bullets(lines: Iterable[str]) -> Html:
     """Sentences below one another; nothing where there are none."""
-    entries = "".join(f'<li dir="auto">{text(line)}</li>\n' for line in lines)
+    entries = "".join(f'<li dir="auto">{_words(line)}</li>\n' for line in lines)
     return Html(f'<ul class="plain">\n{entries}</ul>\n' if entries else "")
 
 
 def command(line: str) -> Html:
     """A line for a shell."""
-    return Html(f"<pre><code>{text(line)}</code></pre>\n")
+    return Html(f"<pre><code>{_words(line)}</code></pre>\n")
 
 
 def numbers(named: Iterable[tuple[str, str, str]]) -> Html:
     """Name, value and a word on it, for the few numbers that a reader looks for first."""
     entries = (
-        f"<div><dt>{text(name)}</dt><dd>{text(value)}"
-        f"{f'<small>{text(note)}</small>' if note else ''}</dd></div>\n"
+        f"<div><dt>{_words(name)}</dt><dd>{_words(value)}"
+        f"{f'<small>{_words(note)}</small>' if note else ''}</dd></div>\n"
         for name, value, note in named
     )
     return Html(f'<dl class="numbers">\n{"".join(entries)}</dl>\n')
@@ -161,7 +169,7 @@ def numbers(named: Iterable[tuple[str, str, str]]) -> Html:
 
 def figure(svg: str, caption: str) -> Html:
     """A plot, from `plots.to_svg`, which escapes its texts and says what it shows."""
-    return Html(f"<figure>\n{svg}\n<figcaption>{text(caption)}</figcaption>\n</figure>\n")
+    return Html(f"<figure>\n{svg}\n<figcaption>{_words(caption)}</figcaption>\n</figure>\n")
 
 
 def beside(*content: Html) -> Html:
@@ -191,33 +199,33 @@ def table(
         return "" if place < num_texts else ' class="number"'
 
     heads = "".join(
-        f'<th scope="col"{kind(place)}>{text(name)}</th>' for place, name in enumerate(header)
+        f'<th scope="col"{kind(place)}>{_words(name)}</th>' for place, name in enumerate(header)
     )
     lines = []
     for first, *others in rows:
         cells = "".join(
-            f'<td{kind(place)} dir="auto">{text(value)}</td>'
+            f'<td{kind(place)} dir="auto">{_words(value)}</td>'
             for place, value in enumerate(others, start=1)
         )
-        lines.append(f'<tr><th scope="row" dir="auto"{kind(0)}>{text(first)}</th>{cells}</tr>\n')
+        lines.append(f'<tr><th scope="row" dir="auto"{kind(0)}>{_words(first)}</th>{cells}</tr>\n')
     look = "" if seen else ' class="unseen"'
     return Html(
         f'<div class="scroll" role="region" tabindex="0" aria-label="{text(caption)}">\n<table>\n'
-        f"<caption{look}>{text(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
+        f"<caption{look}>{_words(caption)}</caption>\n<thead><tr>{heads}</tr></thead>\n"
         f"<tbody>\n{''.join(lines)}</tbody>\n</table>\n</div>\n"
     )
 
 
 def folded(summary: str, *content: Html) -> Html:
     """What a reader opens on demand; works without scripts."""
-    return Html(f"<details>\n<summary>{text(summary)}</summary>\n{''.join(content)}</details>\n")
+    return Html(f"<details>\n<summary>{_words(summary)}</summary>\n{''.join(content)}</details>\n")
 
 
 def articles(entries: Iterable[tuple[str, str, str]]) -> Html:
     """A numbered list of a line in words, where the article stands, and its text."""
     lines = (
-        f'<li><p dir="auto">{text(line)}</p><p class="muted" dir="auto">{text(place)}</p>'
-        f'<p dir="auto">{text(content)}</p></li>\n'
+        f'<li><p dir="auto">{_words(line)}</p><p class="muted" dir="auto">{_words(place)}</p>'
+        f'<p dir="auto">{_words(content)}</p></li>\n'
         for line, place, content in entries
     )
     return Html(f'<ol class="articles">\n{"".join(lines)}</ol>\n')

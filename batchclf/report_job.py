@@ -32,6 +32,7 @@ from batchclf.report import (
     tokens_of,
     truth_report,
 )
+from batchclf.report_words import count_of
 from batchclf.runs import read_runs, run_names
 from batchclf.schema import prediction_fields
 from batchclf.sink import Footer
@@ -235,9 +236,10 @@ class _Reading:
 
     def _note(self, kept: KeptColumns, columns: Columns, counted: "_Counted") -> None:
         if self._others:
+            others = count_of(len(self._others), "other fingerprint")
             self._notes.append(
-                f"{len(self._others)} other fingerprints are in this output; --fingerprint "
-                f"chooses one: {', '.join(self._others)}"
+                f"there is more in this output, under {others}; --fingerprint chooses one: "
+                f"{', '.join(self._others)}"
             )
         if counted.num_repeats:
             self._notes.append(

@@ -280,7 +280,7 @@ def _tokens(report: Report) -> Iterator[Html]:
         "Articles by number of tokens",
         ["tokens", "articles"],
         (
-            (f"{edges[place] + 1:,} to {edges[place + 1]:,}", f"{number:,}")
+            (f"{edges[place] + 1:,} to {min(edges[place + 1], tokens.most):,}", f"{number:,}")
             for place, number in enumerate(counts)
             if number
         ),

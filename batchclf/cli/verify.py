@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import click
 
 from batchclf.cli import options
+from batchclf.cli.options import plural
 from batchclf.errors import EXIT_INPUT, EXIT_OK
 from batchclf.log import LogFormat, configure
 
@@ -77,9 +78,9 @@ def _show(verdict: "Verdict") -> None:
     counts = verdict.counts
     state = "complete and whole"
     if num_problems := len(verdict.problems):
-        state = "1 problem" if num_problems == 1 else f"{num_problems} problems"
+        state = plural(num_problems, "problem")
     click.echo(
-        f"{state}: {verdict.num_shards:,} shards, {counts.num_rows:,} rows "
+        f"{state}: {plural(verdict.num_shards, 'shard')}, {plural(counts.num_rows, 'row')} "
         f"({counts.num_labelled:,} labelled, {counts.num_abstained:,} abstained, "
         f"{counts.num_failed:,} failed)"
     )
