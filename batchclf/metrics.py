@@ -1,4 +1,4 @@
-"""Queue health in numbers: for CloudWatch on standard output, for Prometheus over HTTP."""
+"""How a run fares in numbers: for CloudWatch on standard output, for Prometheus over HTTP."""
 
 import json
 import logging
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from batchclf.errors import ConfigError
 from batchclf.log import fields
+from batchclf.progress import Listener
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +25,18 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "batchclf"
 EMF_EVERY_S = 60.0  # CloudWatch keeps a minute at its standard resolution
-QUEUE_DIMENSION = "Queue"
 
-CountName = Literal["received", "labelled", "deleted", "released", "abandoned", "refused"]
+CountName = Literal[
+    "received",
+    "labelled",
+    "deleted",
+    "released",
+    "abandoned",
+    "refused",
+    "failed",
+    "committed",
+    "undone",
+]
 GaugeName = Literal["oldest_message_age_s", "heartbeat_lag_s", "articles_per_s", "held"]
 
 
@@ -46,6 +56,22 @@ class _Kind:
     prometheus: str
     meaning: str
 
+
+@dataclass(frozen=True)
+class Subject:
+    """What the numbers are of.
+
+    Attributes:
+        dimension: in CloudWatch; in small letters, the label for Prometheus.
+        counts: told each time, so that an alarm sees a 0.
+    """
+
+    dimension: str
+    counts: tuple[CountName, ...]
+
+
+QUEUE = Subject("Queue", ("received", "labelled", "deleted", "released", "abandoned", "refused"))
+COMMAND = Subject("Command", ("labelled", "failed", "committed", "undone"))
 
 _COUNTS: dict[CountName, _Kind] = {
     "received": _Kind(
@@ -75,6 +101,18 @@ _COUNTS: dict[CountName, _Kind] = {
         "batchclf_messages_refused",
         "Messages that were not understood or whose source was not read",
     ),
+    "failed": _Kind(
+        "ArticlesFailed", "Count", "batchclf_articles_failed", "Rows committed without a label"
+    ),
+    "committed": _Kind(
+        "ShardsCommitted", "Count", "batchclf_shards_committed", "Shards committed to the output"
+    ),
+    "undone": _Kind(
+        "InputsNotDone",
+        "Count",
+        "batchclf_inputs_not_done",
+        "Inputs and shards that could not be read, or not labelled",
+    ),
 }
 _GAUGES: dict[GaugeName, _Kind] = {
     "oldest_message_age_s": _Kind(
@@ -98,16 +136,34 @@ _GAUGES: dict[GaugeName, _Kind] = {
 }
 
 
+class CountingListener:
+    """Counts what it is told of a run, and passes it on."""
+
+    def __init__(self, listener: Listener, metrics: "Metrics") -> None:
+        self._listener = listener
+        self._metrics = metrics
+
+    def batch(self, num_rows: int, num_tokens: int) -> None:
+        self._listener.batch(num_rows, num_tokens)
+
+    def shard(self, num_rows: int, *, computed: bool) -> None:
+        if computed:
+            self._metrics.count("labelled", num_rows)
+            self._metrics.count("committed")
+        self._listener.shard(num_rows, computed=computed)
+
+
 class Metrics:
     """Numbers that any thread may tell, shown while the context lasts.
 
     Args:
-        queue: name of the queue; the dimension and label of every number.
+        name: of the queue or command; the dimension and label of every number.
         emf: write the numbers to standard output every minute and at the end, one JSON object a
             line in the embedded metric format: counts since the line before, gauges as they are.
         port: serve them as Prometheus text; 0 takes a free port, None none.
         host: the address to serve them on.
         worker: which worker this is, told beside the numbers and no dimension of them.
+        subject: what is told, and of what.
         every_s: seconds between two lines.
 
     Raises:
@@ -116,16 +172,18 @@ class Metrics:
 
     def __init__(
         self,
-        queue: str,
+        name: str,
         *,
         emf: bool = False,
         port: int | None = None,
         host: str = "127.0.0.1",
         worker: str = "",
+        subject: Subject = QUEUE,
         every_s: float = EMF_EVERY_S,
     ) -> None:
         self.port = port
-        self._queue = queue
+        self._name = name
+        self._subject = subject
         self._emf = emf
         self._host = host
         self._worker = worker
@@ -175,14 +233,16 @@ class Metrics:
 
         with self._lock:
             counts, gauges = self._counts.copy(), self._gauges.copy()
-        for count_name, kind in _COUNTS.items():
-            counter = CounterMetricFamily(kind.prometheus, kind.meaning, labels=["queue"])
-            counter.add_metric([self._queue], counts[count_name])
+        labels = [self._subject.dimension.lower()]
+        for count_name in self._subject.counts:
+            kind = _COUNTS[count_name]
+            counter = CounterMetricFamily(kind.prometheus, kind.meaning, labels=labels)
+            counter.add_metric([self._name], counts[count_name])
             yield counter
         for gauge_name, value in gauges.items():
             kind = _GAUGES[gauge_name]
-            gauge = GaugeMetricFamily(kind.prometheus, kind.meaning, labels=["queue"])
-            gauge.add_metric([self._queue], value)
+            gauge = GaugeMetricFamily(kind.prometheus, kind.meaning, labels=labels)
+            gauge.add_metric([self._name], value)
             yield gauge
 
     def _serve(self, port: int) -> None:
@@ -216,7 +276,7 @@ class Metrics:
         https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
         """
         with self._lock:
-            news = {name: self._counts[name] - self._told[name] for name in _COUNTS}
+            news = {name: self._counts[name] - self._told[name] for name in self._subject.counts}
             self._told = self._counts.copy()
             gauges = {name: value for name, value in self._gauges.items() if math.isfinite(value)}
         numbers = [
@@ -225,12 +285,12 @@ class Metrics:
         ]
         directive = {
             "Namespace": NAMESPACE,
-            "Dimensions": [[QUEUE_DIMENSION]],
+            "Dimensions": [[self._subject.dimension]],
             "Metrics": [{"Name": kind.cloudwatch, "Unit": kind.unit} for kind, _ in numbers],
         }
         return {
             "_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]},
-            QUEUE_DIMENSION: self._queue,
+            self._subject.dimension: self._name,
             "Worker": self._worker,
             **{kind.cloudwatch: number for kind, number in numbers},
         }

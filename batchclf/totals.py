@@ -67,13 +67,18 @@ class Totals:
         self.seconds = time.perf_counter() - began
         self.peak_rss_mib = peak_rss_mib()
 
+    @property
+    def articles_per_s(self) -> float:
+        """Rows that this run committed, in a second of it."""
+        return self.counts.num_rows / max(self.seconds, 1e-9)
+
     def numbers(self) -> dict[str, Any]:
         """As JSON takes them."""
         return {
             "counts": asdict(self.counts),
             "labels": dict(self.labels),
             "seconds": round(self.seconds, 3),
-            "articles_per_s": round(self.counts.num_rows / max(self.seconds, 1e-9), 2),
+            "articles_per_s": round(self.articles_per_s, 2),
             "tokens_per_s": round(self.counts.num_tokens / max(self.seconds, 1e-9), 1),
             "busy": self.busy,
             "peak_rss_mib": self.peak_rss_mib,

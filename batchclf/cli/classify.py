@@ -1,7 +1,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -29,6 +29,14 @@ _MOST_INPUTS = 3  # shown again in the command to verify with; a shell may have 
 @options.cut_options
 @options.share_options
 @click.option("--dry-run", is_flag=True, help="Show the shards and what is left to do; no writes.")
+@click.option(
+    "--metrics",
+    "metrics_format",
+    type=click.Choice(["none", "emf"]),
+    default="none",
+    show_default=True,
+    help="emf: numbers for CloudWatch on standard output, every minute and at the end.",
+)
 @options.progress_option
 @options.log_options
 @options.endpoint_option
@@ -41,6 +49,7 @@ def classify(
     cut: CutSettings,
     share: Share,
     dry_run: bool,
+    metrics_format: Literal["none", "emf"],
     progress: bool,
     log_format: LogFormat,
     endpoint_url: str | None,
@@ -59,6 +68,7 @@ def classify(
     interrupt = stop_on_signals()
 
     from batchclf.classify import ClassifyJob, Settings
+    from batchclf.metrics import COMMAND, CountingListener, Metrics
     from batchclf.progress import Progress, choose_style
 
     job = ClassifyJob(Settings(inputs, output, model, read, predict, cut, share, endpoint_url))
@@ -66,17 +76,25 @@ def classify(
         _show_plan(job)
         return EXIT_INPUT if job.plan.unreadable else EXIT_OK
     num_rows = sum(shard.num_rows for shard in job.mine)
-    with Progress(num_rows, choose_style(progress, log_format)) as shown:
-        summary = job.run(interrupt, shown)
+    emf = metrics_format == "emf"
+    worker = f"{share.index} of {share.count}"
+    with (
+        Metrics("classify", emf=emf, worker=worker, subject=COMMAND) as metrics,
+        Progress(num_rows, choose_style(progress, log_format)) as shown,
+    ):
+        summary = job.run(interrupt, CountingListener(shown, metrics))
+        metrics.count("failed", summary.counts.num_failed)
+        metrics.count("undone", len(summary.errors))
+        metrics.gauge("articles_per_s", summary.articles_per_s)
     if log_format == "json":
         where = {
             "output": job.output,
             "device": str(job.compute.device),
             "dtype": job.compute.dtype_name,
         }
-        click.echo(json.dumps(where | summary.as_dict()))
+        click.echo(json.dumps(where | summary.as_dict()), err=emf)
     else:
-        _show_summary(summary, job.output, inputs)
+        click.echo("\n".join(_describe(summary, job.output, inputs)), err=emf)
     return max((error.exit_code for error in summary.errors), default=EXIT_OK)
 
 
@@ -95,28 +113,30 @@ def _show_plan(job: "ClassifyJob") -> None:
     click.echo(f"output  {job.output}")
 
 
-def _show_summary(summary: "Summary", output: str, inputs: Sequence[str]) -> None:
+def _describe(summary: "Summary", output: str, inputs: Sequence[str]) -> list[str]:
+    """What was done, for a terminal."""
     counts = summary.counts
-    speed = f" ({counts.num_rows / summary.seconds:,.1f} articles/s)" if counts.num_rows else ""
-    click.echo(
-        f"labelled {plural(counts.num_rows, 'row')} in {plural(summary.num_committed, 'shard')}, "
-        f"{summary.seconds:.1f} s{speed}"
-    )
+    speed = f" ({summary.articles_per_s:,.1f} articles/s)" if counts.num_rows else ""
+    shards = plural(summary.num_committed, "shard")
+    rows = plural(counts.num_rows, "row")
+    lines = [f"labelled {rows} in {shards}, {summary.seconds:.1f} s{speed}"]
     if summary.num_skipped:
-        click.echo(f"done before: {plural(summary.num_skipped, 'shard')}")
+        lines.append(f"done before: {plural(summary.num_skipped, 'shard')}")
     if counts.num_rows:
         width = max(len(label) for label in summary.labels)
-        for label, count in summary.labels.most_common():
-            click.echo(f"  {label:<{width}}  {count:>9,}")
-        click.echo(
+        lines += [
+            f"  {label:<{width}}  {count:>9,}" for label, count in summary.labels.most_common()
+        ]
+        lines.append(
             f"abstained {counts.num_abstained:,}, failed {counts.num_failed:,}, "
             f"truncated {counts.num_truncated:,}"
         )
     if summary.errors:
-        click.echo(
+        lines.append(
             f"not done: {plural(len(summary.errors), 'input or shard')}; the reasons stand above"
         )
-    click.echo(f"output  {output}")
+    lines.append(f"output  {output}")
     if summary.complete:
         named = inputs if len(inputs) <= _MOST_INPUTS else ()
-        click.echo(f"verify  {shlex.join(['batchclf', 'verify', output, *named])}")
+        lines.append(f"verify  {shlex.join(['batchclf', 'verify', output, *named])}")
+    return lines

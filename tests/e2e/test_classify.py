@@ -330,3 +330,23 @@ def test_options_can_come_from_the_environment(
     done = run_batchclf("classify", archive, env=env)
     assert done.returncode == 0, done.stderr
     assert "12 done, 0 to do" in done.stdout
+
+
+def test_numbers_for_cloudwatch_stand_alone_on_standard_output(
+    classify: "Classify", archive: Path, folder: Path
+) -> None:
+    done = classify(archive, "--output", folder / "numbers", "--metrics", "emf")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {line["Command"] for line in lines} == {"classify"}
+    (directive,) = lines[-1]["_aws"]["CloudWatchMetrics"]
+    assert directive["Dimensions"] == [["Command"]]
+    expected = {
+        "ArticlesLabelled": NUM_ROWS,
+        "ArticlesFailed": 2,
+        "ShardsCommitted": len(SOURCES),
+        "InputsNotDone": 0,
+    }
+    assert {name: sum(line[name] for line in lines) for name in expected} == expected
+    assert lines[-1]["ArticlesPerSecond"] > 0
+    assert "labelled 35 rows in 7 shards" in done.stderr
