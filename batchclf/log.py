@@ -1,5 +1,6 @@
 """Log lines on standard error: text for people, one JSON object a line for machines."""
 
+import functools
 import json
 import logging
 import sys
@@ -105,11 +106,21 @@ class _TextFormatter(logging.Formatter):
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "time": _written_time(int(record.created)),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
             **vars(record).get(_FIELDS, {}),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return _TO_JSON(line)
+
+
+# Made once: `json.dumps` makes an encoder at every call with options, which takes longer than a
+# short line does.
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, default=str).encode
+
+
+@functools.lru_cache(1)
+def _written_time(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(second))

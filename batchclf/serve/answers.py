@@ -89,13 +89,17 @@ def _to_objects(table: pa.Table, read_chars: Sequence[int | None] | None) -> lis
     return objects
 
 
-def _dump(content: Any) -> bytes:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=_plain).encode()
-
-
 def _plain(value: Any) -> str:
     """Values of kept columns that JSON does not know: bytes, times, decimals."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+# Made once: `json.dumps` makes an encoder at every call with options.
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=_plain).encode
+
+
+def _dump(content: Any) -> bytes:
+    return _TO_JSON(content).encode()
 
 
 def _write_parquet(table: pa.Table) -> bytes:

@@ -8,7 +8,7 @@ import hmac
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl
@@ -41,7 +41,7 @@ _INLINE_BYTES = 32 << 10
 _INLINE_ROWS = 32
 
 # https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-batch-code.html
-_CUSTOM_ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
+_CUSTOM_ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
 _TRANSFORM_CONCURRENCY = 8
 _TRANSFORM_MIB = 6  # times the concurrency at most 100, or SageMaker refuses the job
 
@@ -163,10 +163,12 @@ class Service:
         """Label the rows of a body."""
         self._check_token(request)
         classifier, batcher = self._get_model()
-        media = _media_of_body(request)
-        wanted = _media_of_answer(request, media)
-        read, details = _parameters(request, self.settings.read)
-        async with self.bodies.read(request) as body:
+        headers: dict[bytes, bytes] = dict(request.scope["headers"])
+        media = _media_of_body(headers)
+        wanted = _media_of_answer(headers, media)
+        read, details = _parameters(request.scope["query_string"], headers, self.settings.read)
+        body = await self.bodies.read(request)
+        try:
             rows = await self._read(body, media, read)
             began = time.perf_counter()
             predictions = await self._predict(request, batcher, rows, len(classifier.labels))
@@ -179,7 +181,13 @@ class Service:
                 content = write_answer(*write)
             else:
                 content = await asyncio.to_thread(write_answer, *write)
-        request.scope["state"]["noted"] = self.metrics.count_rows(predictions)
+        finally:
+            self.bodies.release(body)
+        request.scope["state"]["noted"] = {
+            "rows": len(predictions),
+            "failed": len(predictions.errors),
+            "tokens": int(predictions.num_tokens.sum()),
+        }
         return Response(
             content,
             headers={
@@ -205,8 +213,11 @@ class Service:
                 asked.set_exception(ClientDisconnect())
 
         connection: LimitedProtocol = request.scope["state"]["connection"]
-        with connection.watched(give_up):
+        connection.watch(give_up)
+        try:
             predictions = await asked
+        finally:
+            connection.watch(None)
         if not rows.errors:
             return predictions
         return replace(predictions, errors={**predictions.errors, **rows.errors})
@@ -235,31 +246,34 @@ class Service:
             raise Refusal(401, "unauthorized", "send the token as Authorization: Bearer TOKEN")
 
 
-def _media_of_body(request: Request) -> MediaType:
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
+def _media_of_body(headers: Mapping[bytes, bytes]) -> MediaType:
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise Refusal(415, "unknown_encoding", "send the body without a content encoding")
-    media = parse_media_type(request.headers.get("content-type", ""))
+    media = parse_media_type(headers.get(b"content-type", b"").decode("latin-1"))
     if media is None:
         raise Refusal(415, "unknown_type", f"set Content-Type to one of {', '.join(KNOWN)}")
     return media
 
 
-def _media_of_answer(request: Request, media: MediaType) -> MediaType:
-    wanted = choose_media_type(request.headers.get("accept"), media)
+def _media_of_answer(headers: Mapping[bytes, bytes], media: MediaType) -> MediaType:
+    wanted = choose_media_type(headers.get(b"accept", b"").decode("latin-1"), media)
     if wanted is None:
         raise Refusal(406, "not_acceptable", f"set Accept to one of {', '.join(KNOWN)}")
     return wanted
 
 
-def _parameters(request: Request, read: ReadSettings) -> tuple[ReadSettings, bool]:
+def _parameters(
+    query: bytes, headers: Mapping[bytes, bytes], read: ReadSettings
+) -> tuple[ReadSettings, bool]:
     """What the query, or SageMaker's custom attributes, ask for, and whether in detail."""
-    # Not request.url, which raises on a strange Host header.
-    asked = parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True)
+    custom = headers.get(_CUSTOM_ATTRIBUTES)
+    if not (query or custom):
+        return read, False
+    asked = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
     if any(name not in _PARAMETERS for name, _ in asked):
         known = ", ".join(_PARAMETERS)
         raise Refusal(400, "unknown_parameter", f"the query may have {known} and nothing else")
-    attributes = parse_qsl(request.headers.get(_CUSTOM_ATTRIBUTES, ""), keep_blank_values=True)
+    attributes = parse_qsl((custom or b"").decode("latin-1"), keep_blank_values=True)
     asked += [(name, value) for name, value in attributes if name in _PARAMETERS]
     if not asked:
         return read, False

@@ -1,8 +1,6 @@
 """Bodies of requests, read under limits of size, time and memory."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
@@ -28,9 +26,8 @@ class Bodies:
         self.num_bytes = 0
         self._limits = limits
 
-    @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body of a request; its memory counts until the context ends.
+    async def read(self, request: Request) -> bytes:
+        """The body of a request; its memory counts until `release`.
 
         Raises:
             Refusal: it is too large, too slow, or there is no memory for it now.
@@ -39,41 +36,44 @@ class Bodies:
         declared = _content_length(request)
         if declared > self._limits.max_body_bytes:
             raise self._too_large()
-        held = 0
+        held = self._hold(declared)
         try:
-            held = self._hold(declared)
             chunks: list[bytes] = []
             size = 0
-            async for chunk in self._chunks(request):
+            began = asyncio.get_running_loop().time()
+            more = True
+            while more:
+                message = await self._receive(request, began, size)
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
                 chunks.append(chunk)
                 size += len(chunk)
                 if size > self._limits.max_body_bytes:
                     raise self._too_large()
                 if size > held:
                     held += self._hold(size - held)
-            yield b"".join(chunks)
-        finally:
+                more = message.get("more_body", False)
+        except BaseException:
             self.num_bytes -= held
+            raise
+        self.num_bytes -= held - size
+        return b"".join(chunks)
 
-    async def _chunks(self, request: Request) -> AsyncIterator[bytes]:
-        loop = asyncio.get_running_loop()
+    def release(self, body: bytes) -> None:
+        """A body that was read is not needed any more."""
+        self.num_bytes -= len(body)
+
+    async def _receive(self, request: Request, began: float, size: int) -> Message:
+        """The next piece of a body, of which `size` bytes came since `began`."""
         connection: LimitedProtocol = request.scope["state"]["connection"]
+        if connection.has_whole_body:
+            return await request.receive()
         timeout_s = self._limits.client_timeout_s
-        began = loop.time()
-        size = 0
-        more = True
-        while more:
-            latest = began + timeout_s + size / _LEAST_BYTES_PER_S
-            if connection.has_whole_body:
-                message = await request.receive()
-            else:
-                message = await _receive_until(request, min(latest, loop.time() + timeout_s))
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            chunk = message.get("body", b"")
-            size += len(chunk)
-            more = message.get("more_body", False)
-            yield chunk
+        latest = began + timeout_s + size / _LEAST_BYTES_PER_S
+        return await _receive_until(
+            request, min(latest, asyncio.get_running_loop().time() + timeout_s)
+        )
 
     def _hold(self, num_bytes: int) -> int:
         most = _MOST_BODIES * self._limits.max_body_bytes
@@ -100,5 +100,5 @@ async def _receive_until(request: Request, deadline: float) -> Message:
 
 
 def _content_length(request: Request) -> int:
-    value = request.headers.get("content-length", "")
-    return int(value) if value.isascii() and value.isdigit() else 0
+    value: bytes = dict(request.scope["headers"]).get(b"content-length", b"")
+    return int(value) if value.isdigit() else 0

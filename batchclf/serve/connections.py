@@ -1,8 +1,7 @@
 """Connections under limits that uvicorn leaves to a proxy: their number, and slow headers."""
 
 from asyncio import TimerHandle, Transport
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -98,6 +97,7 @@ class LimitedProtocol(HttpToolsProtocol):
     _joining: _Joining
     _head_timer: TimerHandle | None = None
     _head_bytes = 0
+    _is_in_head = False
     _is_overflow = False
     _is_refused = False
     _on_gone: Callable[[], None] | None = None
@@ -149,16 +149,18 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._head_timer is not None and self._head_bytes > _MOST_HEAD_BYTES:
             self._stop_head_timer()
             self._say(_TOO_LONG)
-        elif is_idle and self._head_timer is None and self.timeout_keep_alive_task is None:
+        elif self._head_timer is None and (
+            self._is_in_head or (is_idle and self.timeout_keep_alive_task is None)
+        ):
             self._expect_head()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"]["connection"] = self
-        if self._head_timer is None:
-            self._expect_head()
+        self._is_in_head = True
 
     def on_headers_complete(self) -> None:
+        self._is_in_head = False
         self._stop_head_timer()
         if self._is_refused:  # a second request with the one that was refused
             return
@@ -191,15 +193,10 @@ class LimitedProtocol(HttpToolsProtocol):
         """Send the head of an answer, which is written next, together with what follows it."""
         self._joining.keep_next()
 
-    @contextmanager
-    def watched(self, on_gone: Callable[[], None]) -> Iterator[None]:
-        """Call `on_gone` should the client leave before the context ends."""
+    def watch(self, on_gone: Callable[[], None] | None) -> None:
+        """Call `on_gone` should the client leave; None: no more."""
         self.flow.resume_reading()  # or we would not hear of it after a large body
         self._on_gone = on_gone
-        try:
-            yield
-        finally:
-            self._on_gone = None
 
     def abort(self) -> None:
         """Give the client up."""

@@ -23,11 +23,11 @@ _PIECE_BYTES = 64 << 10  # of an answer, written at once
 # rather than a reset connection.
 _LINGER_S = 5.0
 
-_SAFE_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cache-control", b"no-store"),
-]
+_SAFE_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cache-control": b"no-store",
+}
 
 
 class Door:
@@ -75,24 +75,21 @@ class Door:
         noted: dict[str, Any] = scope["state"].get("noted", {})
         # Health checks come every few seconds and say nothing as long as all is well.
         level = logging.DEBUG if route == "/ping" and status == 200 else logging.INFO  # noqa: PLR2004
-        log.log(
-            level,
-            "%s %s %d %.1f ms",
-            scope["method"],
-            route,
-            status,
-            seconds * 1000,
-            extra=fields(
-                request_id=request.id,
-                method=scope["method"],
-                route=route,
-                status=status,
-                ms=round(seconds * 1000, 2),
-                bytes_in=request.num_bytes_in,
-                bytes_out=request.num_bytes_out,
-                **noted,
-            ),
+        if not log.isEnabledFor(level):
+            return
+        said = fields(
+            request_id=request.id,
+            method=scope["method"],
+            route=route,
+            status=status,
+            ms=round(seconds * 1000, 2),
+            bytes_in=request.num_bytes_in,
+            bytes_out=request.num_bytes_out,
+            **noted,
         )
+        message = f"{scope['method']} {route} {status} {seconds * 1000:.1f} ms"
+        # Not `log.log`, which looks through the stack for its caller at every line.
+        log.handle(log.makeRecord(log.name, level, __file__, 0, message, (), None, extra=said))
 
 
 class _Exchange:
@@ -135,14 +132,14 @@ class _Exchange:
             self.status = message["status"]
             if self.status >= 400 and self._is_small:  # noqa: PLR2004
                 await self._drop_rest()  # then the connection can go on
-            names = {name for name, _ in message["headers"]}
-            headers = [*message["headers"], (b"x-request-id", self.id.encode())]
-            headers += [(name, value) for name, value in _SAFE_HEADERS if name not in names]
+            headers = {**_SAFE_HEADERS, **dict(message["headers"])}
+            headers[b"x-request-id"] = self.id.encode()
             if self._door.draining or (self.status >= 400 and not self._body_ended):  # noqa: PLR2004
-                headers.append((b"connection", b"close"))
+                headers[b"connection"] = b"close"
             if self._scope["method"] != "HEAD" and not self._connection.is_congested:
                 self._connection.keep_head()
-            await self._write({**message, "headers": headers})
+            message["headers"] = list(headers.items())
+            await self._write(message)
             return
         body = message.get("body", b"")
         is_last = not message.get("more_body", False)

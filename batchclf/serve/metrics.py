@@ -13,7 +13,6 @@ from prometheus_client import (
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from batchclf.predictions import Predictions
 from batchclf.serve.batcher import Batch
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
@@ -54,7 +53,7 @@ class Metrics:
             registry=registry,
             buckets=_SECONDS,
         )
-        rows = Counter("batchclf_rows", "Rows answered", ["outcome"], registry=registry)
+        rows = Counter("batchclf_rows", "Rows computed", ["outcome"], registry=registry)
         self._labelled, self._abstained, self._failed = map(
             rows.labels, ("labelled", "abstained", "failed")
         )
@@ -99,26 +98,16 @@ class Metrics:
         counter.inc()
         histogram.observe(seconds)
 
-    def count_rows(self, predictions: Predictions) -> dict[str, int]:
-        """The rows of one answer, by what became of them.
-
-        Returns:
-            What the access log says of them.
-        """
+    def count_batch(self, batch: Batch) -> None:
+        """One batch that was computed, and its rows by what became of them."""
+        predictions = batch.predictions
         num_failed = int(np.count_nonzero(predictions.label < 0))
         num_abstained = int(np.count_nonzero(predictions.abstained))
-        num_tokens = int(predictions.num_tokens.sum())
         self._labelled.inc(len(predictions) - num_failed - num_abstained)
-        if num_failed:
-            self._failed.inc(num_failed)
-        if num_abstained:
-            self._abstained.inc(num_abstained)
-        self._tokens.inc(num_tokens)
-        return {"rows": len(predictions), "failed": num_failed, "tokens": num_tokens}
-
-    def count_batch(self, batch: Batch) -> None:
-        """One batch that was computed."""
-        self._batch_rows.observe(batch.rows)
+        self._failed.inc(num_failed)
+        self._abstained.inc(num_abstained)
+        self._tokens.inc(int(predictions.num_tokens.sum()))
+        self._batch_rows.observe(len(predictions))
         self._batch_requests.observe(batch.requests)
         self._batch_seconds.observe(batch.seconds)
         self._wait_seconds.observe(batch.longest_wait_s)

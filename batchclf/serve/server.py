@@ -16,7 +16,7 @@ from batchclf.errors import EXIT_OK, EXIT_TRY_AGAIN, ConfigError
 from batchclf.log import fields
 from batchclf.serve.app import Service
 from batchclf.serve.batcher import Batcher
-from batchclf.serve.classifier import ServedClassifier
+from batchclf.serve.classifier import Pace, ServedClassifier
 from batchclf.serve.connections import Entrance, limited_protocol
 from batchclf.serve.door import Door
 from batchclf.serve.metrics import Metrics
@@ -95,17 +95,18 @@ async def _serve(settings: ServeSettings) -> int:
 async def _work(service: Service, listener: socket.socket) -> None:
     """Load the model, warm it up, and compute until cancelled."""
     settings = service.settings
-    classifier, smallest_s = await asyncio.to_thread(_load, settings)
+    classifier, pace = await asyncio.to_thread(_load, settings)
+    is_cpu = classifier.compute.device.type == "cpu"
     batcher = Batcher(
         classifier.predict,
         classifier.estimate_tokens,
-        batch_tokens=classifier.max_batch_tokens,
+        batch_tokens=classifier.tokens_at_once,
         # To wait for longer than what a shared batch saves would be a loss.
-        max_wait_s=min(settings.limits.max_wait_s, smallest_s),
+        max_wait_s=min(settings.limits.max_wait_s, pace.smallest_s),
         max_queue_rows=settings.limits.max_queue_rows,
         on_batch=service.metrics.count_batch,
         # While a GPU computes, the processor is free for other requests.
-        most_inline_s=_MOST_INLINE_S if classifier.compute.device.type == "cpu" else 0.0,
+        inline_tokens=int(_MOST_INLINE_S * pace.tokens_per_s) if is_cpu else 0,
     )
     service.ready(classifier, batcher)
     host, port = listener.getsockname()[:2]
@@ -128,13 +129,13 @@ async def _work(service: Service, listener: socket.socket) -> None:
     await batcher.run()
 
 
-def _load(settings: ServeSettings) -> tuple[ServedClassifier, float]:
+def _load(settings: ServeSettings) -> tuple[ServedClassifier, Pace]:
     classifier = ServedClassifier(settings.model, settings.min_score, settings.endpoint_url)
-    smallest_s = classifier.warm_up()
+    pace = classifier.warm_up()
     # What is loaded stays: to look through it for garbage takes longer than many an answer.
     gc.collect()
     gc.freeze()
-    return classifier, smallest_s
+    return classifier, pace
 
 
 def _make_server(door: Door, limits: Limits, metrics: Metrics) -> _Server:
