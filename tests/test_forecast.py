@@ -1,6 +1,7 @@
 import itertools
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -20,7 +21,7 @@ from batchclf.planning import look_into
 from batchclf.sample import OFFSET_ROWS, Rows, SampleReader
 from batchclf.shards import plan_shards
 from batchclf.source import open_reader
-from batchclf.speed import Demand, Speed, computed_tokens
+from batchclf.speed import Demand, Speed, _as_read, computed_tokens
 from batchclf.store import open_source
 from batchclf.text import TextEncoder
 
@@ -229,6 +230,39 @@ def test_more_rows_never_take_less_time(
     slowest = max(read, tokenise, predict, write)
     assert speed.steady_s >= slowest
     assert times[-1] >= slowest * 10**6
+
+
+def test_stages_of_a_short_run_follow_one_another_and_those_of_a_long_one_overlap() -> None:
+    demand = Demand(read=0.001, tokenise=0.002, predict=0.004, write=0.001, cpu=0.006)
+    speed = Speed(demand, (1, 1), 10, 3, num_cores=2, warm_up_s=0.5, shard_s=0.1)
+    assert speed.seconds(100, 1, window_rows=1000) == pytest.approx(0.5 + 0.1 + 100 * 0.007)
+    expected = 0.5 + 1.0 + 1000 * 0.007 + 100_000 * 0.004
+    assert speed.seconds(101_000, 10, window_rows=1000) == pytest.approx(expected)
+
+
+def test_a_long_run_goes_at_the_pace_that_was_measured_where_one_was() -> None:
+    demand = Demand(read=0.001, tokenise=0.002, predict=0.004, write=0.001, cpu=0.010)
+    speed = Speed(demand, (1, 1), 10, 3, 2, warm_up_s=0.5, shard_s=0.1, overlapped_s=0.003)
+    expected = 0.5 + 1.0 + 1000 * 0.007 + 100_000 * 0.0035
+    assert speed.seconds(101_000, 10, window_rows=1000) == pytest.approx(expected)
+
+
+def test_sampled_rows_are_measured_in_batches_as_large_as_those_of_a_reader(large: Path) -> None:
+    looked = look_into([str(large / "b.csv")], READ, 1, None)
+    with open_source(looked.sources[0]) as file:
+        batches = list(open_reader(file, looked.sources[0], READ).read(0, 1300))
+    parts = [
+        batch.copy(first, min(first + 32, batch.num_rows))
+        for batch in batches
+        for first in range(0, batch.num_rows, 32)
+    ]
+    parts[3] = replace(parts[3], faults={5: "unparseable: a test"})
+    (rows,) = _as_read(parts)
+    assert [batch.num_rows for batch in rows] == [1024, 276]
+    assert rows[0].faults == {3 * 32 + 5: "unparseable: a test"}
+    for found, read in zip(rows, batches, strict=True):
+        assert found.kept.equals(read.kept)
+        assert found.text[0].equals(read.text[0])
 
 
 def test_a_copy_of_rows_is_those_rows(large: Path) -> None:

@@ -189,7 +189,8 @@ def _describe_time(found: "Forecast", time: "WorkerTime") -> list[str]:
     where = f", on {found.device} in {found.dtype}, measured just now" if time.is_measured else ""
     lines = [_named("speed", f"{time.tokens_per_s:,.0f} tokens/s of a worker{where}")]
     run = time.run_s
-    spread = f" ({_duration(run.low)} to {_duration(run.high)})" if run.high > run.low else ""
+    low, high = _duration(run.low), _duration(run.high)
+    spread = f" ({low} to {high})" if low != high else ""
     total_s = run.value + (time.start_s or 0.0)
     if time.num_workers > 1:
         workers = f"{plural(time.num_workers, 'worker')}; the busiest one labels"
@@ -245,9 +246,10 @@ def _decimal(estimate: "Estimate") -> str:
 
 
 def _error(estimate: "Estimate", factor: float, digits: int) -> str:
-    """Half the interval, by its longer side."""
+    """Half the interval, by its longer side, where that can be seen in so many digits."""
     half = max(estimate.high - estimate.value, estimate.value - estimate.low)
-    return f" {_plus_minus()} {half * factor:,.{digits}f}" if half else ""
+    shown = f"{half * factor:,.{digits}f}"
+    return f" {_plus_minus()} {shown}" if shown.strip("0.") else ""
 
 
 def _bytes(count: int) -> str:
