@@ -16,7 +16,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-ur
 # Without meaning in HTML, or turning the direction of all that follows.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _LONG = re.compile(r"\S{13,}")
-_JOINT = re.compile(r"[/_=]|\.(?=[a-z])")  # of a path or a name
+_JOINT = re.compile(r"/+|[_=]|\.(?=[a-z])")  # of a path or a name
 
 _STYLE = """
 :root {

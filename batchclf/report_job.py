@@ -236,9 +236,9 @@ class _Reading:
 
     def _note(self, kept: KeptColumns, columns: Columns, counted: "_Counted") -> None:
         if self._others:
-            others = count_of(len(self._others), "other fingerprint")
             self._notes.append(
-                f"there is more in this output, under {others}; --fingerprint chooses one: "
+                "there is more in this output, under "
+                f"{count_of(len(self._others), 'other fingerprint')}; --fingerprint chooses one: "
                 f"{', '.join(self._others)}"
             )
         if counted.num_repeats:

@@ -60,6 +60,12 @@ def test_tags_are_closed_in_turn_and_text_stays_text(page: str) -> None:
     assert any("<script>alert(1)</script>" in text for text in outline.texts)
 
 
+def test_a_long_path_may_be_broken_after_its_slashes_and_a_short_word_nowhere() -> None:
+    found = pages.bullets(["s3://archive/2024/a.csv or and/or"])
+    assert "s3://<wbr>archive/<wbr>2024/<wbr>a.<wbr>csv or and/or" in found
+    assert Outline(found).texts[1] == "s3://archive/2024/a.csv or and/or"
+
+
 def test_no_tag_has_a_handler(page: str) -> None:
     names = {name for _, attributes in Outline(page).tags for name in attributes}
     assert not [name for name in names if name.startswith("on")]
