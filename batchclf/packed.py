@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
+from batchclf.attention import attend
 from batchclf.model import GPT2Classifier
 
 log = logging.getLogger(__name__)
@@ -131,10 +132,7 @@ class _PackedBlock:
     def __call__(self, hidden_MH: Tensor, batch: int, tokens: int) -> Tensor:
         joined_MH = self._query_key_value(self._ln_1(hidden_MH))
         query, key, value = self._heads(joined_MH, batch, tokens, 3)
-        attended_BNTD = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self._scale
-        )
-        attended_MH = _fill_up(attended_BNTD.transpose(1, 2).flatten(0, 1).flatten(1))
+        attended_MH = _fill_up(attend(query, key, value, self._scale))
         return self._feed_forward(self._attention_output.added(attended_MH, hidden_MH))
 
     def pooled(self, hidden_MH: Tensor, batch: int, tokens: int, lengths_B: Tensor) -> Tensor:
