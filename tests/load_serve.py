@@ -3,6 +3,7 @@
     python tests/load_serve.py throughput --json data/bench/serve-load.json
     python tests/load_serve.py latency --json data/bench/serve-load.json
     python tests/load_serve.py mixed --seconds 600 --json data/bench/serve-load.json
+    python tests/load_serve.py model --json data/bench/serve-load.json
 
 `throughput`: answers a second of single articles, of which no two are equal (equal ones would be
 computed once), next to three ways to handle one at a time, in turns:
@@ -15,6 +16,9 @@ computed once), next to three ways to handle one at a time, in turns:
 `latency`: articles at random moments, half as many a second as the server answered at most.
 
 `mixed`: articles, lists, files, broken bodies, slow clients, clients that leave, health checks.
+
+`model`: the model without a server, one article at once and as many as there are connections: what
+sharing batches can save at most, before HTTP and the client have their part of the cores.
 
 The client runs on the same cores, so each figure has the processor time that the server took.
 """
@@ -47,6 +51,8 @@ import servers
 from serve.running import Server, free_port, is_ready, running, wait_until
 
 from batchclf.bench import _machine
+from batchclf.config import ModelSettings
+from batchclf.serve.classifier import ServedClassifier
 from batchclf.serve.settings import Limits
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -314,7 +320,7 @@ def throughput(options: argparse.Namespace) -> dict[str, Any]:
                     )
                     if turn:  # the first one warms up
                         runs[way].append(tally)
-            result["whole" if words == WHOLE else f"{words}_words"] = compare(runs)
+            result[name_of(words)] = compare(runs)
     return result
 
 
@@ -364,7 +370,35 @@ def latency(options: argparse.Namespace) -> dict[str, Any]:
                         "load_average": round(os.getloadavg()[0], 1),
                     }
                 )
-            result["whole" if words == WHOLE else f"{words}_words"] = turns
+            result[name_of(words)] = turns
+    return result
+
+
+def model(options: argparse.Namespace) -> dict[str, Any]:
+    articles = Articles()
+    classifier = ServedClassifier(ModelSettings(options.model), 0.0)
+    classifier.warm_up()
+
+    def per_s(words: int, count: int) -> float:
+        rows = 0
+        passed = 0.0
+        while passed < options.seconds:
+            texts = [articles.one(words) for _ in range(count)]
+            began = time.perf_counter()
+            classifier.predict(texts)
+            passed += time.perf_counter() - began
+            rows += count
+        return rows / passed
+
+    result: dict[str, Any] = {}
+    for words in options.words:
+        counts = (1, options.connections)
+        runs = [[per_s(words, count) for count in counts] for _ in range(options.repeats + 1)][1:]
+        result[name_of(words)] = {
+            "one_per_s": round(statistics.median(one for one, _ in runs), 1),
+            "many_per_s": round(statistics.median(many for _, many in runs), 1),
+            "times_one": round(statistics.median(many / one for one, many in runs), 2),
+        }
     return result
 
 
@@ -519,13 +553,17 @@ def mixed(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def name_of(words: int) -> str:
+    return "whole" if words == WHOLE else f"{words}_words"
+
+
 def number_of_words(value: str) -> int:
     return WHOLE if value == "whole" else int(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("phase", choices=("throughput", "latency", "mixed"))
+    parser.add_argument("phase", choices=("throughput", "latency", "mixed", "model"))
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--connections", type=int, help="[default: 64; of mixed 12]")
     parser.add_argument("--seconds", type=float, help="of a phase [default: 2; of mixed 60]")
@@ -544,7 +582,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_mixed = options.phase == "mixed"
     options.connections = options.connections or (12 if is_mixed else 64)
     options.seconds = options.seconds or (60.0 if is_mixed else 2.0)
-    phases = {"throughput": throughput, "latency": latency, "mixed": mixed}
+    phases = {"throughput": throughput, "latency": latency, "mixed": mixed, "model": model}
     found = {
         "connections": options.connections,
         "threads": options.threads,

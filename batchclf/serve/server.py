@@ -31,7 +31,7 @@ _GRACE_S = 20
 _KEEP_ALIVE_S = 75
 _BACKLOG = 4096
 _SPARE_FILES = 64  # open files other than connections
-_MOST_INLINE_S = 0.01  # /ping and other requests wait for so long
+_MOST_INLINE_S = 0.02  # /ping and other requests wait for so long
 
 
 class _Server(uvicorn.Server):

@@ -102,6 +102,15 @@ def test_a_lone_request_does_not_wait() -> None:
     run(work, max_wait_s=1000.0)
 
 
+def test_companions_that_do_not_come_are_not_waited_for() -> None:
+    async def work(batcher: Batcher, model: Model) -> list[list[str | None]]:
+        await asyncio.gather(*(batcher.classify([name]) for name in "abc"))
+        await batcher.classify(["d"])  # would take a quarter of an hour otherwise
+        return model.batches
+
+    assert run(work, max_wait_s=1000.0) == [["a", "b", "c"], ["d"]]
+
+
 def test_requests_that_arrive_during_a_batch_share_the_next_one() -> None:
     async def work(batcher: Batcher, model: Model) -> list[list[str | None]]:
         model.may_go_on.clear()
