@@ -32,7 +32,8 @@ from batchclf.config import Backend, CutSettings, ModelSettings, ReadSettings
 from batchclf.engine import Engine, build_model
 from batchclf.errors import ConfigError
 from batchclf.labelled import read_texts
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.packed import PackedLinear, can_pack
 from batchclf.peers import find_peers
 from batchclf.predictions import softmax

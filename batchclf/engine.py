@@ -22,7 +22,8 @@ from batchclf.batching import plan_batches, unique_rows
 from batchclf.checkpoint import Checkpoint
 from batchclf.compute import Compute
 from batchclf.lane import Lane, Loaded
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.openvino_model import hand_over
 from batchclf.packed import pack
 

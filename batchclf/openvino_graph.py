@@ -18,7 +18,8 @@ import openvino as ov
 import torch
 from openvino import Type, opset13 as ops
 
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 
 SETTLE = "settle"  # how the name of the product begins that must not be quantized
 _HIDDEN = np.float32(-1e30)  # what is added to the score of a token that is not to be seen

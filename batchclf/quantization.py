@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchclf.model import ModelConfig
+from batchclf.model_config import ModelConfig
 from batchclf.openvino_graph import SETTLE, inputs_of
 
 

@@ -28,7 +28,7 @@ from batchclf.compute import Compute
 from batchclf.engine import Engine
 from batchclf.lane import COMPILED
 from batchclf.log import fields
-from batchclf.model import ModelConfig
+from batchclf.model_config import ModelConfig
 
 log = logging.getLogger(__name__)
 

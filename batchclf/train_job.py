@@ -23,7 +23,8 @@ from batchclf.evaluation import Measures, Mistake, confident_mistakes, measure, 
 from batchclf.labelled import Labelled, read_labelled
 from batchclf.local_folder import check_writable
 from batchclf.log import fields
-from batchclf.model import GPT2Classifier, Head, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import Head, ModelConfig
 from batchclf.progress import Style
 from batchclf.text import normalise
 from batchclf.train import (

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from batchclf.model import ACTIVATIONS, GPT2Classifier, ModelConfig
+from batchclf.model import ACTIVATIONS, GPT2Classifier
+from batchclf.model_config import ModelConfig
 
 Backend = str | Callable[..., Any]  # of torch.compile
 

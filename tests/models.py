@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from batchclf.checkpoint import END_OF_TEXT
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.train import train_tokenizer
 
 LABELS = ("business", "entertainment", "politics", "sport", "tech")

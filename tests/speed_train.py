@@ -23,7 +23,8 @@ from transformers import GPT2Config, GPT2Model
 
 from batchclf.bench import _machine, _made_up
 from batchclf.compute import choose_compute
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.train import Examples, TrainSettings, fit, train_tokenizer
 
 MAX_LENGTH = 128

@@ -9,7 +9,8 @@ from hypothesis import given, settings, strategies as st
 from batchclf.compute import Compute, choose_compute
 from batchclf.engine import Engine
 from batchclf.errors import ConfigError
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 PAD = 0

@@ -20,7 +20,8 @@ from models import (
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from batchclf.errors import CheckpointError
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import ACTIVATIONS, GPT2Classifier
+from batchclf.model_config import ACTIVATION_NAMES, ModelConfig
 
 Pair = tuple[Any, GPT2Classifier]  # the reference and ours, of the same weights
 LENGTHS = (1, 2, 5, 50, 127, 128, 129, 2000)
@@ -420,3 +421,7 @@ def test_initial_weights_are_those_of_gpt2() -> None:
     assert block.mlp.c_proj.weight.std().item() == pytest.approx(0.02 / 6**0.5, rel=0.1)
     assert block.attn.c_proj.bias.abs().max() == 0
     assert torch.equal(block.ln_1.weight, torch.ones(48))
+
+
+def test_every_activation_that_a_configuration_may_name_is_known() -> None:
+    assert tuple(ACTIVATIONS) == ACTIVATION_NAMES

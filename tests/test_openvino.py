@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from batchclf.errors import ConfigError
-from batchclf.model import ACTIVATIONS, GPT2Classifier, ModelConfig
+from batchclf.model import ACTIVATIONS, GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.openvino_model import check_installed, hand_over
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")

@@ -12,7 +12,8 @@ from hypothesis import given, strategies as st
 from batchclf import token_budget
 from batchclf.compute import Compute
 from batchclf.engine import Engine
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.token_budget import fastest, tune
 
 CPU = Compute(torch.device("cpu"), torch.float32)

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.train import Examples, Fitted, Surroundings, TrainSettings, fit, train_tokenizer
 
 WORDS = ("goal match cup striker league", "budget vote minister party bill")

@@ -9,7 +9,8 @@ from batchclf.checkpoint.files import CONFIG, END_OF_TEXT, TOKENIZER_CONFIG, nam
 from batchclf.checkpoint.location import find_model
 from batchclf.checkpoint.tokenizer import check_tokenizer, read_tokenizer
 from batchclf.checkpoint.weights import find_weights, open_weights
-from batchclf.model import GPT2Classifier, Head, ModelConfig, is_ignored
+from batchclf.model import GPT2Classifier, is_ignored
+from batchclf.model_config import Head, ModelConfig
 
 if TYPE_CHECKING:
     import torch

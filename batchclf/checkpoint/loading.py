@@ -23,7 +23,8 @@ from batchclf.checkpoint.settings import Settings, read_labels, read_settings
 from batchclf.checkpoint.tokenizer import check_tokenizer, describe_tokenizer, read_tokenizer
 from batchclf.checkpoint.weights import check_weights, find_weights
 from batchclf.errors import CheckpointError, ConfigError
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.text import Normalisation
 
 

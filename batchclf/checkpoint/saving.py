@@ -27,7 +27,8 @@ from batchclf.checkpoint.files import (
 from batchclf.checkpoint.loading import load
 from batchclf.checkpoint.weights import write_tensors
 from batchclf.errors import CheckpointError
-from batchclf.model import GPT2Classifier, ModelConfig
+from batchclf.model import GPT2Classifier
+from batchclf.model_config import ModelConfig
 from batchclf.store.base import fsync, translate_os_error
 from batchclf.text import Normalisation
 

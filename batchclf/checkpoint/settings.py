@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from batchclf.checkpoint.files import FORMAT_VERSION, SETTINGS, naming, read_json
 from batchclf.errors import CheckpointError
-from batchclf.model import Head
+from batchclf.model_config import Head
 from batchclf.text import Normalisation
 
 

@@ -17,7 +17,7 @@ from batchclf.checkpoint.files import (
     read_json,
 )
 from batchclf.errors import CheckpointError
-from batchclf.model import ModelConfig
+from batchclf.model_config import ModelConfig
 
 _GPT2_TOKENIZERS = (None, "GPT2Tokenizer", "GPT2TokenizerFast")
 _SPECIAL_TOKENS = tuple(

@@ -20,7 +20,8 @@ from batchclf.checkpoint.files import (
     read_json,
 )
 from batchclf.errors import CheckpointError
-from batchclf.model import ModelConfig, check_names_and_shapes, is_finite, is_ignored
+from batchclf.model import check_names_and_shapes, is_finite, is_ignored
+from batchclf.model_config import ModelConfig
 
 _FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 
