@@ -14,6 +14,8 @@ from servers import Queue
 if TYPE_CHECKING:
     import subprocess
 
+    from faults.forks import Fork
+
 END_S = 120.0  # until a process on a busy machine has ended
 START_S = 60.0  # until it has come to what a test waits for
 # Two cores are shared by several processes of one small model each.
@@ -74,6 +76,12 @@ class StartClassify(Protocol):
     ) -> "subprocess.Popen[str]": ...
 
 
+class ForkClassify(Protocol):
+    """As `StartClassify`, in a fork: see `forks`."""
+
+    def __call__(self, place: Place, *args: str) -> "Fork": ...
+
+
 class Verify(Protocol):
     """Run `batchclf verify` on the output of a place, or a folder in it, against inputs."""
 
@@ -90,9 +98,10 @@ def parse_run(exit_code: int, stdout: str, stderr: str) -> Run:
     return Run(exit_code, json.loads(stdout) if stdout else {}, stderr)
 
 
-def end_of(process: "subprocess.Popen[str]") -> Run:
+def end_of(process: "subprocess.Popen[str] | Fork") -> Run:
     """Wait for the end of a process that writes to pipes."""
     stdout, stderr = process.communicate(timeout=END_S)
+    assert process.returncode is not None
     return parse_run(process.returncode, stdout, stderr)
 
 

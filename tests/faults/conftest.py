@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 import servers
-from faults.commands import QUIET, Classify, Enqueue, Run, StartClassify, Verify, parse_run
+from faults.commands import (
+    QUIET,
+    Classify,
+    Enqueue,
+    ForkClassify,
+    Run,
+    StartClassify,
+    Verify,
+    parse_run,
+)
+from faults.forks import Fork, forking
 from faults.inputs import articles, as_parquet
 from faults.places import LocalPlace, Place, S3Place, labels_of
 from faults.queues import VISIBILITY_S, StartWork, Work
@@ -92,6 +102,17 @@ def start_classify(start_batchclf: "StartBatchclf", model: Path) -> StartClassif
         )
 
     return start
+
+
+@pytest.fixture(scope="module")
+def fork_classify(model: Path) -> Iterator[ForkClassify]:
+    with forking(servers.clean_environment(QUIET)) as server:
+
+        def start(place: Place, *args: str) -> Fork:
+            env = servers.clean_environment(_environment(place, {}))
+            return server.start(_arguments(place, model, args), env)
+
+        yield start
 
 
 @pytest.fixture(scope="session")

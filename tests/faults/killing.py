@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from faults.commands import END_S, end_of
 
 if TYPE_CHECKING:
-    import subprocess
+    from faults.forks import Fork
 
 # What a worker says when it comes out of a phase.
 LABELLING = b'"message": "labelling'
 COMMITTED = b'"message": "committed'
 PHASES = {
-    "start": b"",  # imports, plan, the question whether the store honours conditions
+    "start": b"",  # the model, the plan, the question whether the store honours conditions
     "first": LABELLING,  # what was done before is looked up; the first rows are read and computed
     "commits": COMMITTED,  # shards are read, computed and published all at once
 }
@@ -41,11 +41,11 @@ class Pace:
     longest_s: dict[str, float]
 
     @classmethod
-    def of(cls, process: "subprocess.Popen[str]") -> "Pace":
+    def of(cls, process: "Fork") -> "Pace":
         """Watch a worker from its start to its end, which must be success."""
         began, said = time.monotonic(), b""
         seen: list[float] = []
-        while chunk := os.read(_stderr(process), 1 << 16):
+        while chunk := os.read(process.stderr.fileno(), 1 << 16):
             said += chunk
             now = time.monotonic() - began
             seen += [now] * (said.count(LABELLING) + said.count(COMMITTED) - len(seen))
@@ -75,7 +75,7 @@ class Massacre:
         self._phases = cycle(ORDER)
         self._chance = random.Random(self.seed)
 
-    def run(self, num_workers: int, start: Callable[[int], "subprocess.Popen[str]"]) -> None:
+    def run(self, num_workers: int, start: Callable[[int], "Fork"]) -> None:
         """Run all workers at once, each started again until it ends by itself, with success.
 
         Args:
@@ -86,7 +86,7 @@ class Massacre:
             for ended in [pool.submit(self._see_through, start, i) for i in range(num_workers)]:
                 ended.result()
 
-    def _see_through(self, start: Callable[[int], "subprocess.Popen[str]"], worker: int) -> None:
+    def _see_through(self, start: Callable[[int], "Fork"], worker: int) -> None:
         while True:
             process = start(worker)
             moment = self._next_moment()
@@ -105,7 +105,7 @@ class Massacre:
             phase = next(self._phases)
             return PHASES[phase], self._chance.uniform(0, self.pace.longest_s[phase])
 
-    def _kill(self, process: "subprocess.Popen[str]", mark: bytes, delay_s: float) -> bool:
+    def _kill(self, process: "Fork", mark: bytes, delay_s: float) -> bool:
         """Kill a worker so long after it said something; False if it ended before."""
         said = b""
         moment = None
@@ -113,9 +113,9 @@ class Massacre:
             if moment is None and mark in said:
                 moment = time.monotonic() + delay_s
             left_s = END_S if moment is None else max(moment - time.monotonic(), 0)
-            if not select.select([_stderr(process)], [], [], left_s)[0]:
+            if not select.select([process.stderr.fileno()], [], [], left_s)[0]:
                 break
-            chunk = os.read(_stderr(process), 1 << 16)
+            chunk = os.read(process.stderr.fileno(), 1 << 16)
             said += chunk
             if not chunk:
                 break
@@ -133,8 +133,3 @@ class Massacre:
 
 def _phase_of(said: bytes) -> str:
     return [phase for phase, mark in PHASES.items() if mark in said][-1]
-
-
-def _stderr(process: "subprocess.Popen[str]") -> int:
-    assert process.stderr is not None
-    return process.stderr.fileno()

@@ -1,17 +1,14 @@
 """Four workers over one plan, killed at random moments until all is done."""
 
 import os
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pytest
-from faults.commands import StartClassify, Verify
+from faults.commands import ForkClassify, Verify
+from faults.forks import Fork
 from faults.inputs import FORMATS, articles
 from faults.killing import Massacre, Pace
 from faults.places import LocalPlace, Place, labels_of, temporary
-
-if TYPE_CHECKING:
-    import subprocess
 
 NUM_WORKERS = 4
 # On a local folder; a fifth of them on each S3, which takes longer.
@@ -25,7 +22,7 @@ OPTIONS = ("--rows-per-shard", str(ROWS_PER_SHARD), "--max-batch-tokens", "64")
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_after_many_kills_every_row_is_there_once_and_nothing_else(
-    place: Place, start_classify: StartClassify, verify: Verify
+    place: Place, fork_classify: ForkClassify, verify: Verify
 ) -> None:
     if isinstance(place, LocalPlace):
         num_kills, shards_per_file = NUM_KILLS, 2 * NUM_KILLS
@@ -36,11 +33,11 @@ def test_after_many_kills_every_row_is_there_once_and_nothing_else(
         tables.append(articles(shards_per_file * ROWS_PER_SHARD, seed=seed))
         sources.append(place.write(f"news.{kind}", encode(tables[-1])))
     undisturbed = place.with_output("undisturbed")
-    pace = Pace.of(start_classify(undisturbed, *sources, *OPTIONS))
+    pace = Pace.of(fork_classify(undisturbed, *sources, *OPTIONS))
 
-    def start(worker: int) -> "subprocess.Popen[str]":
+    def start(worker: int) -> Fork:
         share = ("--shard-index", str(worker), "--num-shards", str(NUM_WORKERS))
-        return start_classify(place, *sources, *OPTIONS, *share)
+        return fork_classify(place, *sources, *OPTIONS, *share)
 
     massacre = Massacre(num_kills, pace)
     massacre.run(NUM_WORKERS, start)
