@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The path of somebody who is new here, with the time of each step: clone, demo, train on a CSV of
-# their own, label another, look at the report. Needs a package index for the first step.
+# their own, plan and label another, prove it, look at the report. Needs a package index for the
+# demo.
 #
 #   tests/newcomer.sh [REPOSITORY [FOLDER]]      a git address, and where to (default: a new one)
 set -euo pipefail
@@ -36,9 +37,8 @@ END
 
 step batchclf train --train train.csv --val val.csv --base-model data/models/bbc-small \
     --output my-model --epochs 2
+step batchclf plan mine.csv --model my-model
 step batchclf classify mine.csv --model my-model --output labelled --keep-columns title
 step batchclf verify labelled mine.csv
-if batchclf report --help >/dev/null 2>&1; then
-    step batchclf report labelled
-fi
-printf '\nLook at %s\n' "$folder/my-model/report/report.html"
+step batchclf report labelled
+printf '\nLook at %s\n' "$folder/my-model/report/report.html" "$folder/batchclf-report.html"
