@@ -34,9 +34,11 @@ class Outline(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
+        self._within_word = False
 
     def handle_data(self, data: str) -> None:
         if self._within_word:
             self.texts[-1] += data
         else:
             self.texts.append(data)
+        self._within_word = False
