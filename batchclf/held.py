@@ -163,12 +163,10 @@ class Held:
         visibility_s = self._queue.visibility_s
         now = self._clock()
         with self._lock:
-            deliveries = list(self._deliveries.values())
-            ending = self._deleting.copy()
-        old = [d for d in deliveries if now + visibility_s > d.received_s + MAX_HELD_S]
-        old = [d for d in old if d not in ending]
+            due = [d for d in self._deliveries.values() if now >= d.visible_s - visibility_s / 2]
+            old = [d for d in due if now + visibility_s > d.received_s + MAX_HELD_S]
+            old = [d for d in old if d not in self._deleting]
         self._abandon(old, "twelve hours after its receipt the queue gives it to others")
-        due = [d for d in deliveries if now >= d.visible_s - visibility_s / 2]
         with self._change(due, wait=False) as due:
             late_s = max((now - (d.visible_s - visibility_s / 2) for d in due), default=0.0)
             self._numbers.gauge("heartbeat_lag_s", late_s)

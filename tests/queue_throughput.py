@@ -50,8 +50,8 @@ NUM_LATENCIES = 5
 START_S = 120.0
 POLL_S = 0.02
 SMALL_MODEL = REPOSITORY / "data" / "models" / "bbc-small"
-# Threads that do nothing but what a file would not need: receive and parse, extend, delete.
-QUEUE_THREADS = ("receive", "heartbeat", "extend", "settle")
+# Threads that do what a file would not need: receive and parse, extend, delete, gather.
+QUEUE_THREADS = ("receive", "heartbeat", "extend", "settle", "fetch")
 SETTINGS = ("--dtype", "float32", "--log-format", "json")
 
 

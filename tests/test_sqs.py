@@ -529,10 +529,9 @@ def test_the_url_of_a_queue_decides_its_region_and_an_endpoint_where_calls_go(
     alone: None, url: str, region: str, endpoint: str | None
 ) -> None:
     queue = Queue(url, endpoint)
-    meta = queue._calling.meta
     queue.close()
-    assert meta.region_name == region
-    assert meta.endpoint_url == (endpoint or url.removesuffix("/1/news"))
+    assert queue.caller.region == region
+    assert queue.caller.endpoint_url == (endpoint or url.removesuffix("/1/news"))
 
 
 @pytest.mark.parametrize(
@@ -550,7 +549,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, took_s: float, *bodies: str, **mo
     messages = [
         {"MessageId": body, "ReceiptHandle": f"{body}-1", "Body": body, **more} for body in bodies
     ]
-    monkeypatch.setattr(queue._receiving, "receive_message", lambda **_: {"Messages": messages})
+    monkeypatch.setattr(queue.caller, "call", lambda *_, **__: {"Messages": messages})
     monkeypatch.setattr("batchclf.sqs.time.monotonic", lambda: next(times))
     return queue
 
