@@ -40,12 +40,14 @@ RUN command -v tini >/dev/null \
          && rm -rf /var/lib/apt/lists/*; }
 RUN useradd --uid 10001 --user-group --create-home batchclf
 COPY --from=build /opt/batchclf /opt/batchclf
-# `serve` listens for the host; scratch files go to /tmp, the one folder that must be writable.
+# `serve` listens for the host; scratch and caches, such as that of models from S3, go to /tmp, the
+# one folder that must be writable.
 ENV PATH=/opt/batchclf/bin:${PATH} \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     BATCHCLF_SERVE_HOST=0.0.0.0 \
     MPLCONFIGDIR=/tmp/matplotlib \
+    XDG_CACHE_HOME=/tmp/cache \
     TMPDIR=/tmp
 USER 10001
 WORKDIR /home/batchclf

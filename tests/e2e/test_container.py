@@ -1,7 +1,8 @@
 """The Dockerfile, really built and run, without a Docker engine.
 
 buildah needs a base image, and no registry is asked for one: debootstrap makes a small Debian. The
-packages come from a folder of wheels, so the build itself has no network.
+packages come from a folder of wheels, so the build itself has no network. `buildah run` has no
+option for a read-only root, so one test mounts the container and enters it with util-linux.
 """
 
 import json
@@ -16,6 +17,7 @@ from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
+from servers import Endpoint, fresh_bucket
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +29,22 @@ DEBIAN_PYTHON = "3.11"
 PACKAGES = "python3,python3-venv,ca-certificates,tini"
 SAMPLE_ROWS = 125
 BUILD_TIMEOUT_S = 1200
+
+# What `docker run --read-only --tmpfs /tmp --user UID --volume ... --network host` does, with the
+# command as process 1.
+READ_ONLY = """
+root=$1 input=$2 output=$3 user=$4
+shift 4
+mount --bind "$root" "$root"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount --bind "$input" "$root/srv"
+mount -o remount,bind,ro "$root/srv"
+mount --bind "$output" "$root/mnt"
+mount -o remount,bind,ro "$root"
+exec chroot --userspec="$user:$user" "$root" "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -71,11 +89,15 @@ def buildah(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
 def image(buildah: Buildah, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("image")
     debian, wheels = folder / "debian", folder / "wheels"
-    _run(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, debian])
-    empty = buildah("from", "scratch")
-    buildah("add", "-q", empty, f"{debian}/", "/")
+    debian.mkdir()
+    _run(["mount", "-t", "tmpfs", "tmpfs", debian])  # dpkg waits for the disk after each file
+    try:
+        _run(["debootstrap", "--variant=minbase", f"--include={PACKAGES}", DEBIAN, debian])
+        empty = buildah("from", "scratch")
+        buildah("add", "-q", empty, f"{debian}/", "/")
+    finally:
+        _run(["umount", debian])
     buildah("commit", "-q", "--rm", empty, BASE)
-    shutil.rmtree(debian)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q"]
     version = ["--python-version", DEBIAN_PYTHON, "--only-binary", ":all:"]
     pinned = ["-c", REPOSITORY / ".ci/constraints.txt"]
@@ -104,7 +126,7 @@ def _requirements() -> list[str]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def container(buildah: Buildah, image: str) -> Iterator[str]:
     name = buildah("from", "--pull-never", image)
     yield name
@@ -118,18 +140,47 @@ def config(buildah: Buildah, image: str) -> dict[str, Any]:
     return docker
 
 
+def open_to_all(folder: Path) -> None:
+    """Let the user of the container write into a folder of pytest's."""
+    folder.chmod(0o777)
+    for parent in folder.parents:
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+
+
 def test_a_user_without_rights_labels_the_sample_archive_in_the_container(
     buildah: Buildah, container: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
-    tmp_path.chmod(0o777)
-    for folder in tmp_path.parents:
-        if folder.name.startswith("pytest-"):
-            folder.chmod(0o755)
+    open_to_all(tmp_path)
     mounts = ["--volume", f"{REPOSITORY / 'data'}:/data:ro", "--volume", f"{tmp_path}:/out"]
     buildah(
         *("run", *mounts, container, "--", *config["Entrypoint"], "classify", "/data/sample"),
         *("--model", "/data/models/bbc-small", "--output", "/out/labelled"),
     )
+    table = ds.dataset(tmp_path / "labelled").to_table()
+    assert (table.num_rows, table["label"].null_count) == (SAMPLE_ROWS, 0)
+    assert {path.stat().st_uid for path in tmp_path.rglob("*")} == {int(config["User"])}
+
+
+def test_a_container_with_a_read_only_root_labels_with_a_model_from_s3(
+    buildah: Buildah, container: str, config: dict[str, Any], moto: Endpoint, tmp_path: Path
+) -> None:
+    open_to_all(tmp_path)
+    root = buildah("mount", container)
+    shell = ("unshare", "--mount", "--pid", "--fork", "sh", "-euc", READ_ONLY, "sh")
+    enter = (*shell, root, REPOSITORY / "data/sample", tmp_path, config["User"])
+    environment = [*config["Env"], *(f"{name}={value}" for name, value in moto.env.items())]
+    enter = (*enter, "env", "-i", *environment)
+    try:
+        with fresh_bucket(moto) as bucket:
+            for path in (REPOSITORY / "data/models/bbc-small").glob("*.*"):
+                moto.s3.upload_file(str(path), bucket, f"model/{path.name}")
+            options = ("--model", f"s3://{bucket}/model", "--output", "/mnt/labelled")
+            _run([*enter, *config["Entrypoint"], "classify", "/srv", *options])
+        refused = _run([*enter, "sh", "-c", "! touch /home/batchclf/x /opt/batchclf/x 2>&1"])
+    finally:
+        buildah("umount", container)
+    assert refused.count("Read-only file system") == 2
     table = ds.dataset(tmp_path / "labelled").to_table()
     assert (table.num_rows, table["label"].null_count) == (SAMPLE_ROWS, 0)
     assert {path.stat().st_uid for path in tmp_path.rglob("*")} == {int(config["User"])}
