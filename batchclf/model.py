@@ -142,8 +142,8 @@ class _Block(nn.Module):
 class _Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.wpe = nn.Embedding(config.max_positions, config.hidden_size)
+        self.wte = _embedding(config.vocab_size, config.hidden_size)
+        self.wpe = _embedding(config.max_positions, config.hidden_size)
         self.drop = nn.Dropout(config.embd_dropout)
         self.h = nn.ModuleList(_Block(config, layer) for layer in range(config.num_layers))
         self.ln_f = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -187,6 +187,14 @@ class _Transformer(nn.Module):
 
     def _blocks(self) -> Iterator[_Block]:
         return cast("Iterator[_Block]", iter(self.h))
+
+
+def _embedding(count: int, size: int) -> nn.Embedding:
+    """One without values yet."""
+    # For random values of no device, `nn.Embedding` would have torch import its compiler first: a
+    # second of every process that loads a model.
+    values = torch.empty(count, size)
+    return cast("nn.Embedding", nn.Embedding.from_pretrained(values, freeze=False))  # type: ignore[no-untyped-call]
 
 
 class GPT2Classifier(nn.Module):

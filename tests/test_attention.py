@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from batchclf import attention
 
-HEADS, SIZE = 3, 16
+HEADS, SIZE = 3, attention._LEAST_SIZE
 
 
 def made_up(batch: int, tokens: int) -> tuple[torch.Tensor, ...]:

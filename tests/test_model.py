@@ -2,6 +2,8 @@
 
 import copy
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -425,3 +427,16 @@ def test_initial_weights_are_those_of_gpt2() -> None:
 
 def test_every_activation_that_a_configuration_may_name_is_known() -> None:
     assert tuple(ACTIVATIONS) == ACTIVATION_NAMES
+
+
+def test_a_model_without_weights_is_made_without_torchs_compiler() -> None:
+    code = (
+        "import sys, torch\n"
+        "from batchclf.model import GPT2Classifier\n"
+        "from batchclf.model_config import ModelConfig\n"
+        f"config = ModelConfig.from_hf({ {'model_type': 'gpt2'} | SMALL!r}, 5)\n"
+        "with torch.device('meta'):\n"
+        "    GPT2Classifier(config)\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
