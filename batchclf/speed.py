@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchclf.batching import plan_batches
+from batchclf.batching import plan_batches, spread
 from batchclf.estimates import Windows, make_windows
 from batchclf.shards import Shard
 from batchclf.source import RowBatch
@@ -330,8 +330,7 @@ def _num_rows(parts: Sequence[RowBatch]) -> int:
 def _spread(parts: Sequence[RowBatch], num_rows: int) -> list[RowBatch]:
     """Some of the parts, evenly over all, with about so many rows."""
     wanted = -(-num_rows * len(parts) // max(_num_rows(parts), 1))
-    places = np.linspace(0, len(parts) - 1, min(max(wanted, 1), len(parts))).astype(int)
-    return [parts[place] for place in places]
+    return [parts[place] for place in spread(len(parts), wanted)]
 
 
 def _ignore(num_examples: int, num_tokens: int) -> None:
