@@ -64,7 +64,13 @@ class S3:
             s3={"addressing_style": "path" if elsewhere else "auto"},
         )
         try:
-            client = boto3.session.Session().client("s3", endpoint_url=endpoint_url, config=config)
+            client = boto3.session.Session().client(
+                "s3",
+                # boto3 itself reads AWS_DEFAULT_REGION alone
+                region_name=os.environ.get("AWS_REGION"),
+                endpoint_url=endpoint_url,
+                config=config,
+            )
         except NoRegionError as error:
             raise ConfigError(f"S3: {error} Set AWS_REGION.") from error
         except (BotoCoreError, ValueError) as error:
