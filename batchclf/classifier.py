@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchclf.checkpoint import Checkpoint
 from batchclf.compute import Compute, open_model
 from batchclf.config import ModelSettings, PredictSettings
-from batchclf.engine import Engine, build_model
+from batchclf.engine import Engine, Prepared, build_model
 from batchclf.predictions import Predictions, restore, softmax, to_record_batch
 from batchclf.schema import output_schema
 from batchclf.source.base import record_batch
@@ -133,6 +133,7 @@ class Classifier:
     ) -> list[Predictions]:
         return predict_encoded(
             self._engine,
+            prepare_encoded(self._engine, encoded),
             encoded,
             errors,
             temperature=self.checkpoint.temperature,
@@ -155,8 +156,22 @@ def build_engine(checkpoint: Checkpoint, compute: Compute, settings: ModelSettin
     return Engine(build_model(checkpoint, compute), compute, settings.max_batch_tokens)
 
 
+def prepare_encoded(engine: Engine, encoded: Sequence[Encoded]) -> Prepared:
+    """The tokens of several record batches, ready to be computed; may run ahead in another thread.
+
+    Args:
+        engine: what will compute them.
+        encoded: the tokens of each record batch.
+    """
+    ids = np.concatenate([each.ids for each in encoded] or [np.array([], np.int32)])
+    lengths = np.concatenate([each.num_tokens for each in encoded] or [np.array([], np.int32)])
+    offsets = np.concatenate(([0], np.cumsum(lengths[lengths > 0], dtype=np.int64)))
+    return engine.prepare(ids, offsets)
+
+
 def predict_encoded(
     engine: Engine,
+    prepared: Prepared,
     encoded: Sequence[Encoded],
     errors: Sequence[Mapping[int, str]],
     *,
@@ -168,16 +183,14 @@ def predict_encoded(
 
     Args:
         engine: what computes.
+        prepared: from `prepare_encoded`, of the same record batches.
         encoded: the tokens of each record batch.
         errors: of each, what was wrong with some rows before they were tokenised.
         temperature: logits are divided by it.
         min_score: below this probability a row abstains.
         on_batch: as in `Engine.predict`.
     """
-    ids = np.concatenate([each.ids for each in encoded] or [np.array([], np.int32)])
-    lengths = np.concatenate([each.num_tokens for each in encoded] or [np.array([], np.int32)])
-    offsets = np.concatenate(([0], np.cumsum(lengths[lengths > 0], dtype=np.int64)))
-    logits = engine.predict(ids, offsets, on_batch)
+    logits = engine.predict_prepared(prepared, on_batch)
     probs_RC = softmax(logits.logits_NC / temperature)
     predictions = []
     first = 0

@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from batchclf.classifier import predict_encoded
+from batchclf.classifier import predict_encoded, prepare_encoded
 from batchclf.config import PredictSettings, ReadSettings
-from batchclf.engine import Engine
+from batchclf.engine import Engine, Prepared
 from batchclf.errors import ErrorRateError, InputError, OutOfSpaceError, OutputError, StoreError
 from batchclf.log import fields
 from batchclf.predictions import Predictions
@@ -136,6 +136,14 @@ class _Predicted:
 _Marker = _Opened | _Closed | Pause
 
 
+@dataclass(frozen=True)
+class _Window:
+    """What is sorted together: rows and markers in their order, and the examples of all rows."""
+
+    parts: list[_Encoded | _Marker]
+    examples: Prepared
+
+
 def run_shards(
     shards: Iterable[Shard | Arrived | Pause],
     tools: Tools,
@@ -161,8 +169,8 @@ def run_shards(
         fetched = flow.stage("fetch", _fetch(shards, tools, flow.check), depth=1)
         rows = flow.stage("read", _read(fetched, tools), depth=4)
         encoded = flow.stage("tokenise", _tokenise(rows, tools), depth=8)
-        # one window is gathered while another is computed
-        windows = flow.stage("gather", _windows(encoded, tools.engine.window_tokens), depth=1)
+        # one window is gathered and prepared while another is computed
+        windows = flow.stage("gather", _windows(encoded, tools.engine), depth=1)
         predicted = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=16)
         before: dict[str, float] = {}
         try:
@@ -283,10 +291,17 @@ def _show_failed(
         )
 
 
-def _windows(
+def _windows(items: Iterable[_Encoded | _Marker], engine: Engine) -> Iterator[_Window]:
+    """What will be sorted together, ready to be computed."""
+    for parts in _gather(items, engine.window_tokens):
+        encoded = [part.encoded for part in parts if isinstance(part, _Encoded)]
+        yield _Window(parts, prepare_encoded(engine, encoded))
+
+
+def _gather(
     items: Iterable[_Encoded | _Marker], most_tokens: int
 ) -> Iterator[list[_Encoded | _Marker]]:
-    """Gather what will be sorted together. Windows end at a pause, but not with shards."""
+    """Parts of so many tokens together. They end at a pause, but not with shards."""
     window: list[_Encoded | _Marker] = []
     num_tokens = num_bytes = 0
     for item in items:
@@ -307,7 +322,7 @@ def _windows(
 
 
 def _predict(
-    windows: Iterable[list[_Encoded | _Marker]],
+    windows: Iterable[_Window],
     tools: Tools,
     check: Callable[[], None],
     on_batch: Callable[[int, int], None],
@@ -317,19 +332,20 @@ def _predict(
         check()
 
     for window in windows:
-        encoded = [item for item in window if isinstance(item, _Encoded)]
+        encoded = [part for part in window.parts if isinstance(part, _Encoded)]
         predictions = iter(
             predict_encoded(
                 tools.engine,
-                [item.encoded for item in encoded],
-                [item.errors for item in encoded],
+                window.examples,
+                [part.encoded for part in encoded],
+                [part.errors for part in encoded],
                 temperature=tools.temperature,
                 min_score=tools.predict.min_score,
                 on_batch=after_batch,
             )
         )
-        for item in window:
-            yield _Predicted(item.rows, next(predictions)) if isinstance(item, _Encoded) else item
+        for part in window.parts:
+            yield _Predicted(part.rows, next(predictions)) if isinstance(part, _Encoded) else part
 
 
 def _write(items: Iterable[_Predicted | _Marker], tools: Tools) -> Iterator[Outcome]:
