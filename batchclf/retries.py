@@ -37,6 +37,7 @@ _TRANSIENT_ERRORS = (BotoConnectionError, HTTPClientError)
 # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/CommonErrors.html
 THROTTLED = {
+    "KMS.ThrottlingException",
     "KmsThrottled",
     "RequestLimitExceeded",
     "RequestThrottled",
@@ -75,9 +76,12 @@ def retry(client: Any, attempts: int = ATTEMPTS) -> None:
     Raises:
         ConfigError: AWS_MAX_ATTEMPTS is no number.
     """
-    most = most_attempts(attempts)
+    asked = os.environ.get("AWS_MAX_ATTEMPTS")
+    if asked is not None and not asked.isdecimal():
+        raise ConfigError(f"AWS_MAX_ATTEMPTS={asked}: write a number of attempts")
+    most = int(asked or attempts)
 
-    def decide(
+    def wait_s(
         attempts: int,
         response: tuple[Any, Mapping[str, Any]] | None,
         caught_exception: Exception | None,
@@ -85,27 +89,10 @@ def retry(client: Any, attempts: int = ATTEMPTS) -> None:
     ) -> float | None:
         if attempts >= most or not _is_transient(response, caught_exception):
             return None
-        return wait_s(attempts, is_throttled=_is_throttled(response))
+        first_s = _THROTTLED_FIRST_S if _is_throttled(response) else _FIRST_S
+        return random.uniform(0, min(first_s * float(2 ** (attempts - 1)), _MOST_WAIT_S))
 
-    client.meta.events.register("needs-retry", decide)
-
-
-def most_attempts(attempts: int) -> int:
-    """So many, or as many as AWS_MAX_ATTEMPTS says.
-
-    Raises:
-        ConfigError: AWS_MAX_ATTEMPTS is no number.
-    """
-    asked = os.environ.get("AWS_MAX_ATTEMPTS")
-    if asked is not None and not asked.isdecimal():
-        raise ConfigError(f"AWS_MAX_ATTEMPTS={asked}: write a number of attempts")
-    return int(asked or attempts)
-
-
-def wait_s(attempt: int, *, is_throttled: bool) -> float:
-    """Seconds to wait after the n-th attempt failed: see above."""
-    first_s = _THROTTLED_FIRST_S if is_throttled else _FIRST_S
-    return random.uniform(0, min(first_s * float(2 ** (attempt - 1)), _MOST_WAIT_S))
+    client.meta.events.register("needs-retry", wait_s)
 
 
 def code_of(error: ClientError) -> str:
@@ -127,11 +114,6 @@ def may_pass(code: str, status: int) -> bool:
     )
 
 
-def is_throttled(code: str, status: int) -> bool:
-    """Whether we are too fast for the service."""
-    return status == _TOO_MANY_REQUESTS or code in THROTTLED
-
-
 def _is_transient(response: tuple[Any, Mapping[str, Any]] | None, caught: Exception | None) -> bool:
     if response is None:
         return isinstance(caught, _TRANSIENT_ERRORS)
@@ -146,7 +128,7 @@ def _is_transient(response: tuple[Any, Mapping[str, Any]] | None, caught: Except
 def _is_throttled(response: tuple[Any, Mapping[str, Any]] | None) -> bool:
     if response is None:
         return False
-    return is_throttled(_code(response[1]), response[0].status_code)
+    return response[0].status_code == _TOO_MANY_REQUESTS or _code(response[1]) in THROTTLED
 
 
 def _code(parsed: Mapping[str, Any]) -> str:

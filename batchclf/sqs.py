@@ -7,15 +7,40 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from batchclf.errors import ConfigError, QueueError
-from batchclf.retries import ATTEMPTS, THROTTLED
-from batchclf.sqs_calls import Caller, OverLimitError, Patience
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionError as BotoConnectionError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    NoRegionError,
+    PartialCredentialsError,
+)
+
+from batchclf.errors import BatchclfError, ConfigError, CredentialsError, QueueError
+from batchclf.retries import (
+    ATTEMPTS,
+    BAD_CREDENTIALS,
+    ONE_ATTEMPT,
+    THROTTLED,
+    code_of,
+    may_pass,
+    retry,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_sqs import SQSClient
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +51,7 @@ MAX_HELD_S = 43_200  # visibility ends twelve hours after receipt, however often
 # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-short-and-long-polling.html
 LONG_POLL_S = 20
 
+_CONNECT_TIMEOUT_S = 5
 _POLL_SLACK_S = 10  # beyond the long poll, until a receive counts as stalled
 _MOST_CALL_S = 10.0  # until another call counts as stalled
 # Until an extension does, or a release before the end of the process: after SIGTERM one of each may
@@ -123,12 +149,12 @@ class Queue:
         endpoint_url = endpoint_url or configured or f"{parts.scheme}://{parts.netloc}"
         match = _AWS_HOST.fullmatch(parts.hostname)
         region = (match["region"] or match["legacy"]) if match else None
-        self.caller = Caller(url, endpoint_url, region, 2 * _CALLS_AT_ONCE)
-        self._to_receive = Patience(LONG_POLL_S + _POLL_SLACK_S, ATTEMPTS)
-        self._to_call = Patience(_MOST_CALL_S, ATTEMPTS)
+        connect = _connector(url, endpoint_url, region)
         # A stalled call must not cost the heartbeat the messages that it is there to keep.
-        extend_s = min(max(visibility_s / 4, 1.0), _MOST_EXTEND_S)
-        self._to_extend = Patience(extend_s, _EXTEND_ATTEMPTS)
+        call_s = min(max(visibility_s / 4, 1.0), _MOST_EXTEND_S)
+        self._receiving = connect(LONG_POLL_S + _POLL_SLACK_S, ATTEMPTS)
+        self._calling = connect(_MOST_CALL_S, ATTEMPTS)
+        self._extending = connect(call_s, _EXTEND_ATTEMPTS)
         self._pools = {
             name: ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix=name)
             for name in ("extend", "settle")
@@ -137,7 +163,8 @@ class Queue:
     def close(self) -> None:
         for pool in self._pools.values():
             pool.shutdown(cancel_futures=True)
-        self.caller.close()
+        for client in (self._receiving, self._calling, self._extending):
+            client.close()
 
     def attributes(self) -> Mapping[str, str]:
         """All attributes of the queue.
@@ -145,7 +172,8 @@ class Queue:
         Raises:
             ConfigError: there is no such queue, or we may not ask.
         """
-        reply = self.caller.call("GetQueueAttributes", self._to_call, AttributeNames=["All"])
+        with self._errors():
+            reply = self._calling.get_queue_attributes(QueueUrl=self.url, AttributeNames=["All"])
         return {str(name): value for name, value in reply.get("Attributes", {}).items()}
 
     def depth(self) -> Depth:
@@ -163,19 +191,19 @@ class Queue:
             QueueError, ConfigError: the call failed, also after retries.
         """
         # One name for all attempts of this call: after a lost reply the same messages come again.
-        extra = {"ReceiveRequestAttemptId": uuid.uuid4().hex} if self.is_fifo else {}
+        extra: Any = {"ReceiveRequestAttemptId": uuid.uuid4().hex} if self.is_fifo else {}
         asked_s = time.monotonic()
         try:
-            reply = self.caller.call(
-                "ReceiveMessage",
-                self._to_receive,
-                MaxNumberOfMessages=most,
-                WaitTimeSeconds=wait_s,
-                VisibilityTimeout=self.visibility_s,
-                MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
-                **extra,
-            )
-        except OverLimitError as error:
+            with self._errors():
+                reply = self._receiving.receive_message(
+                    QueueUrl=self.url,
+                    MaxNumberOfMessages=most,
+                    WaitTimeSeconds=wait_s,
+                    VisibilityTimeout=self.visibility_s,
+                    MessageSystemAttributeNames=["ApproximateReceiveCount", "SentTimestamp"],
+                    **extra,
+                )
+        except _OverLimitError as error:
             log.warning("%s", error)
             time.sleep(_jittered(_ENTRY_ATTEMPTS))
             return []
@@ -214,9 +242,8 @@ class Queue:
         """Delete messages; those that could not be deleted, by position."""
 
         def call(entries: Sequence[tuple[str, str]]) -> Any:
-            return self.caller.call(
-                "DeleteMessageBatch",
-                self._to_call,
+            return self._calling.delete_message_batch(
+                QueueUrl=self.url,
                 Entries=[{"Id": name, "ReceiptHandle": handle} for name, handle in entries],
             )
 
@@ -232,10 +259,10 @@ class Queue:
             delays_s: of each of them.
             in_haste: give up soon, since the process is about to end.
         """
-        patience = self._to_extend if in_haste else self._to_call
+        client = self._extending if in_haste else self._calling
 
         def call(entries: Sequence[tuple[str, tuple[str, int]]]) -> Any:
-            return self._change_visibility(patience, entries)
+            return self._change_visibility(client, entries)
 
         receipts = list(zip(receipt_handles, delays_s, strict=True))
         return self._in_batches("settle", receipts, call, _ENTRY_ATTEMPTS)
@@ -249,7 +276,8 @@ class Queue:
         def call(entries: Sequence[tuple[str, str]]) -> Any:
             timed = [(name, (handle, self.visibility_s)) for name, handle in entries]
             try:
-                return self._change_visibility(self._to_extend, timed)
+                with self._errors():
+                    return self._change_visibility(self._extending, timed)
             except QueueError as error:
                 return {"Failed": [{"Id": name, "Unanswered": str(error)} for name, _ in entries]}
 
@@ -272,11 +300,10 @@ class Queue:
                 {"MessageGroupId": group, "MessageDeduplicationId": name} if self.is_fifo else {}
                 for _, (_, group, name) in entries
             ]
-            return self.caller.call(
-                "SendMessageBatch",
-                self._to_call,
+            return self._calling.send_message_batch(
+                QueueUrl=self.url,
                 Entries=[
-                    {"Id": name, "MessageBody": body, **more}
+                    {"Id": name, "MessageBody": body, **more}  # type: ignore[typeddict-item]
                     for (name, (body, _, _)), more in zip(entries, fifo, strict=True)
                 ],
             )
@@ -291,11 +318,10 @@ class Queue:
             )
 
     def _change_visibility(
-        self, patience: Patience, entries: Sequence[tuple[str, tuple[str, int]]]
+        self, client: "SQSClient", entries: Sequence[tuple[str, tuple[str, int]]]
     ) -> Any:
-        return self.caller.call(
-            "ChangeMessageVisibilityBatch",
-            patience,
+        return client.change_message_visibility_batch(
+            QueueUrl=self.url,
             Entries=[
                 {"Id": name, "ReceiptHandle": handle, "VisibilityTimeout": seconds}
                 for name, (handle, seconds) in entries
@@ -328,7 +354,8 @@ class Queue:
         """One batch call, made again for the entries that failed and may not fail the next time."""
         final: dict[int, Refusal] = {}
         for attempt in range(1, attempts + 1):
-            reply = call(entries)
+            with self._errors():
+                reply = call(entries)
             failed = {int(entry["Id"]): _refusal(entry) for entry in reply.get("Failed", [])}
             again = {place for place, refusal in failed.items() if not refusal.is_final}
             if not again or attempt == attempts:
@@ -338,10 +365,66 @@ class Queue:
             time.sleep(_jittered(attempt))
         raise AssertionError  # the last attempt returns
 
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ClientError as error:
+            raise _translate(error, self.url) from error
+        except (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError) as error:
+            raise CredentialsError(
+                f"{self.url}: {error}. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                "AWS_PROFILE, or give the machine a role"
+            ) from error
+        except (BotoConnectionError, HTTPClientError) as error:
+            raise QueueError(f"{self.url}: {error}") from error
+        except BotoCoreError as error:
+            raise ConfigError(f"{self.url}: {error}") from error
+
+
+class _OverLimitError(QueueError):
+    """More messages are in flight than the queue allows; they have to be deleted first."""
+
+
+def _connector(
+    url: str, endpoint_url: str, region: str | None
+) -> Callable[[float, int], "SQSClient"]:
+    """What makes a client, given the seconds that a reply may take and the number of attempts."""
+
+    def connect(read_timeout_s: float, attempts: int) -> "SQSClient":
+        config = Config(
+            connect_timeout=min(_CONNECT_TIMEOUT_S, read_timeout_s),
+            read_timeout=read_timeout_s,
+            retries=ONE_ATTEMPT,
+            parameter_validation=False,  # a twentieth of the time of a call, and all are made here
+            max_pool_connections=2 * _CALLS_AT_ONCE,
+            user_agent=f"batchclf Boto3/{boto3.__version__}",  # else made anew: a tenth of a call
+            tcp_keepalive=True,
+        )
+        try:
+            client = session.client(
+                "sqs", endpoint_url=endpoint_url, region_name=region, config=config
+            )
+        except NoRegionError as error:
+            raise ConfigError(f"{url}: {error} Set AWS_REGION.") from error
+        except (BotoCoreError, ValueError) as error:
+            raise ConfigError(f"{url}: {error}") from error
+        retry(client, attempts)
+        return client
+
+    session = boto3.session.Session()
+    # boto3 itself reads AWS_DEFAULT_REGION alone
+    region = region or os.environ.get("AWS_REGION") or None
+    return connect
+
 
 def _jittered(attempt: int) -> float:
     """Seconds to wait after the n-th attempt: random, up to twice as many each time."""
     return random.uniform(0, _ENTRY_WAIT_S * 2**attempt)
+
+
+_NO_QUEUE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "InvalidAddress"}
+_OVER_LIMIT = {"OverLimit", "AWS.SimpleQueueService.OverLimit"}
 
 
 def _refusal(entry: Mapping[str, Any]) -> Refusal:
@@ -350,3 +433,17 @@ def _refusal(entry: Mapping[str, Any]) -> Refusal:
     code = str(entry.get("Code", ""))
     is_final = bool(entry.get("SenderFault")) and code not in THROTTLED
     return Refusal(code, str(entry.get("Message", "")), is_final)
+
+
+def _translate(error: ClientError, url: str) -> BatchclfError:
+    code, status = code_of(error), status_of(error)
+    said = f"{code} {error.response.get('Error', {}).get('Message', '')}".strip()
+    if code in BAD_CREDENTIALS:
+        return CredentialsError(f"{url}: the credentials are not accepted ({said}); renew them")
+    if code in _NO_QUEUE:
+        return ConfigError(f"{url}: there is no such queue")
+    if code in _OVER_LIMIT:
+        return _OverLimitError(f"{url}: too many messages are in flight ({said})")
+    if may_pass(code, status):
+        return QueueError(f"{url}: the queue keeps answering {status} {said}; try again later")
+    return ConfigError(f"{url}: the queue answered {status} {said}")

@@ -57,6 +57,7 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
         {"status": 429},
         {"status": 400, "code": "RequestTimeout"},
         {"status": 400, "code": "ThrottlingException"},
+        {"status": 400, "code": "KMS.ThrottlingException"},
         {"error": RESET},
     ],
     ids=str,

@@ -529,9 +529,10 @@ def test_the_url_of_a_queue_decides_its_region_and_an_endpoint_where_calls_go(
     alone: None, url: str, region: str, endpoint: str | None
 ) -> None:
     queue = Queue(url, endpoint)
+    meta = queue._calling.meta
     queue.close()
-    assert queue.caller.region == region
-    assert queue.caller.endpoint_url == (endpoint or url.removesuffix("/1/news"))
+    assert meta.region_name == region
+    assert meta.endpoint_url == (endpoint or url.removesuffix("/1/news"))
 
 
 @pytest.mark.parametrize(
@@ -549,7 +550,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, took_s: float, *bodies: str, **mo
     messages = [
         {"MessageId": body, "ReceiptHandle": f"{body}-1", "Body": body, **more} for body in bodies
     ]
-    monkeypatch.setattr(queue.caller, "call", lambda *_, **__: {"Messages": messages})
+    monkeypatch.setattr(queue._receiving, "receive_message", lambda **_: {"Messages": messages})
     monkeypatch.setattr("batchclf.sqs.time.monotonic", lambda: next(times))
     return queue
 
@@ -572,6 +573,16 @@ def test_a_body_that_does_not_fit_its_checksum_is_not_taken(
     assert [delivery.body for delivery in queue.receive(10, wait_s=5)] == ["a"]
     queue.close()
     assert "the body of message b was damaged" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["AWS_REGION", "AWS_DEFAULT_REGION"])
+def test_the_region_of_a_queue_elsewhere_is_that_of_the_environment(
+    alone: None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "eu-north-1")
+    queue = Queue("http://127.0.0.1:9/1/news")
+    assert queue._calling.meta.region_name == "eu-north-1"
+    queue.close()
 
 
 def test_a_queue_elsewhere_without_a_region_says_what_to_set(alone: None) -> None:

@@ -67,7 +67,7 @@ class S3:
             client = boto3.session.Session().client(
                 "s3",
                 # boto3 itself reads AWS_DEFAULT_REGION alone
-                region_name=os.environ.get("AWS_REGION"),
+                region_name=os.environ.get("AWS_REGION") or None,
                 endpoint_url=endpoint_url,
                 config=config,
             )
