@@ -80,6 +80,9 @@ class Summary(Totals):
 class ClassifyJob:
     """A planned job. Making it reads the model's files and looks at the inputs; nothing is written.
 
+    Attributes:
+        summary: of what `run` has done so far.
+
     Raises:
         ConfigError, CheckpointError: the settings make no sense together.
         InputError: an input argument matches nothing.
@@ -119,6 +122,11 @@ class ClassifyJob:
         self.mine = take_share(self.plan.shards, settings.share)
         self.existing = frozenset(self.folder.sizes(self.sink.prefix))
         check_same_cut(self.plan.shards, list(self.existing))
+        self.summary = Summary(
+            num_planned=len(self.plan.shards),
+            num_mine=len(self.mine),
+            errors=list(self.plan.unreadable),
+        )
 
     @property
     def output(self) -> str:
@@ -137,11 +145,7 @@ class ClassifyJob:
             ErrorRateError: the first bad row under --on-error fail.
         """
         began = time.perf_counter()
-        summary = Summary(
-            num_planned=len(self.plan.shards),
-            num_mine=len(self.mine),
-            errors=list(self.plan.unreadable),
-        )
+        summary = self.summary
         if not self._is_part:
             for error in self.plan.unreadable:
                 log.error("%s", error)

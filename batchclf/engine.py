@@ -193,7 +193,7 @@ class Engine:
         return self.predict_prepared(self.prepare(ids, offsets), on_batch)
 
     def prepare(self, ids: npt.NDArray[np.int32], offsets: IntArray) -> Prepared:
-        """What `predict` does before it computes; may run in another thread, one call ahead.
+        """What `predict` does before it computes; may run ahead, in another thread.
 
         Args:
             ids: token ids of all examples, one after the other.

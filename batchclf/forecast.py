@@ -278,7 +278,7 @@ class PlanJob:
         computed_a_text: float,
         interrupt: threading.Event,
     ) -> Speed:
-        log.info("measuring this machine for about %.0f s", _MEASURE_S)
+        log.info("measuring this machine for %.0f to %.0f s", _MEASURE_S, 2 * _MEASURE_S)
         texts_a_row = float((sample.rows.num_tokens > 0).mean())
         speedometer = Speedometer(tools, self._checkpoint.config.longest, interrupt)
         return speedometer.measure(

@@ -161,7 +161,7 @@ class Speedometer:
 
         Args:
             batches: of the sample, evenly spread; one or more with text.
-            budget_s: for all of it.
+            budget_s: for passes of few rows; those of several windows take as long again at most.
             read_s: that reading a row takes.
             computed_a_row: tokens that are computed a row in the whole job, padding included.
         """

@@ -169,7 +169,7 @@ def run_shards(
         fetched = flow.stage("fetch", _fetch(shards, tools, flow.check), depth=1)
         rows = flow.stage("read", _read(fetched, tools), depth=4)
         encoded = flow.stage("tokenise", _tokenise(rows, tools), depth=8)
-        # one window is gathered and prepared while another is computed
+        # windows are gathered and prepared while another is computed
         windows = flow.stage("gather", _windows(encoded, tools.engine), depth=1)
         predicted = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=16)
         before: dict[str, float] = {}

@@ -82,10 +82,12 @@ def classify(
         Metrics("classify", emf=emf, worker=worker, subject=COMMAND) as metrics,
         Progress(num_rows, choose_style(progress, log_format)) as shown,
     ):
-        summary = job.run(interrupt, CountingListener(shown, metrics))
-        metrics.count("failed", summary.counts.num_failed)
-        metrics.count("undone", len(summary.errors))
-        metrics.gauge("articles_per_s", summary.articles_per_s)
+        try:
+            summary = job.run(interrupt, CountingListener(shown, metrics))
+        finally:  # what was committed before a stop is not told by the next run
+            metrics.count("failed", job.summary.counts.num_failed)
+            metrics.count("undone", len(job.summary.errors))
+            metrics.gauge("articles_per_s", job.summary.articles_per_s)
     if log_format == "json":
         where = {
             "output": job.output,

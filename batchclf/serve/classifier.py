@@ -18,11 +18,21 @@ class Pace:
 
     Attributes:
         smallest_s: what the smallest batch takes, and so what sharing a batch saves a request.
-        tokens_per_s: of full batches.
+        tokens_per_s: of full batches, as many at once as the device computes side by side.
+        batch_tokens: of one of them.
+        num_streams: so many are computed side by side.
     """
 
     smallest_s: float
     tokens_per_s: float
+    batch_tokens: int
+    num_streams: int
+
+    def tokens_within(self, seconds: float) -> int:
+        """Tokens that take no longer; fewer than fill a batch are computed by one stream alone."""
+        tokens = seconds * self.tokens_per_s
+        by_one_stream = tokens / self.num_streams
+        return int(tokens if by_one_stream >= self.batch_tokens else by_one_stream)
 
 
 class ServedClassifier(Classifier):
@@ -58,7 +68,12 @@ class ServedClassifier(Classifier):
         self.predict(full)
         full_s = self._time(full)
         smallest_s = min(self._time([_SHORT_TEXT]) for _ in range(_NUM_TIMED))
-        return Pace(smallest_s, num_rows * self.max_length / full_s)
+        return Pace(
+            smallest_s,
+            num_rows * self.max_length / full_s,
+            self.max_batch_tokens,
+            self._engine.num_streams,
+        )
 
     def _time(self, texts: list[str]) -> float:
         began = time.perf_counter()

@@ -31,7 +31,7 @@ _GRACE_S = 20
 _KEEP_ALIVE_S = 75
 _BACKLOG = 4096
 _SPARE_FILES = 64  # open files other than connections
-_MOST_INLINE_S = 0.02  # /ping and other requests wait for so long
+_MOST_INLINE_S = 0.025  # /ping and other requests wait for so long
 
 
 class _Server(uvicorn.Server):
@@ -106,7 +106,7 @@ async def _work(service: Service, listener: socket.socket) -> None:
         max_queue_rows=settings.limits.max_queue_rows,
         on_batch=service.metrics.count_batch,
         # While a GPU computes, the processor is free for other requests.
-        inline_tokens=int(_MOST_INLINE_S * pace.tokens_per_s) if is_cpu else 0,
+        inline_tokens=pace.tokens_within(_MOST_INLINE_S) if is_cpu else 0,
     )
     service.ready(classifier, batcher)
     host, port = listener.getsockname()[:2]

@@ -350,3 +350,13 @@ def test_numbers_for_cloudwatch_stand_alone_on_standard_output(
     assert {name: sum(line[name] for line in lines) for name in expected} == expected
     assert lines[-1]["ArticlesPerSecond"] > 0
     assert "labelled 35 rows in 7 shards" in done.stderr
+
+
+def test_numbers_of_a_run_that_gives_up_are_told_too(
+    classify: "Classify", archive: Path, tmp_path: Path
+) -> None:
+    options = ("--on-error", "fail", "--metrics", "emf")
+    done = classify(archive, "--output", tmp_path / "out", *options)
+    assert done.returncode != 0
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(line["InputsNotDone"] for line in lines) == 1
