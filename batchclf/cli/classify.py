@@ -1,7 +1,7 @@
 import json
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -29,14 +29,7 @@ _MOST_INPUTS = 3  # shown again in the command to verify with; a shell may have 
 @options.cut_options
 @options.share_options
 @click.option("--dry-run", is_flag=True, help="Show the shards and what is left to do; no writes.")
-@click.option(
-    "--metrics",
-    "metrics_format",
-    type=click.Choice(["none", "emf"]),
-    default="none",
-    show_default=True,
-    help="emf: numbers for CloudWatch on standard output, every minute and at the end.",
-)
+@options.metrics_option
 @options.progress_option
 @options.log_options
 @options.endpoint_option
@@ -49,7 +42,7 @@ def classify(
     cut: CutSettings,
     share: Share,
     dry_run: bool,
-    metrics_format: Literal["none", "emf"],
+    emf: bool,
     progress: bool,
     log_format: LogFormat,
     endpoint_url: str | None,
@@ -76,7 +69,6 @@ def classify(
         _show_plan(job)
         return EXIT_INPUT if job.plan.unreadable else EXIT_OK
     num_rows = sum(shard.num_rows for shard in job.mine)
-    emf = metrics_format == "emf"
     worker = f"{share.index} of {share.count}"
     with (
         Metrics("classify", emf=emf, worker=worker, subject=COMMAND) as metrics,

@@ -80,6 +80,21 @@ progress_option = click.option(
     show_default=True,
     help="A bar on a terminal, elsewhere a line every few seconds.",
 )
+
+
+def _is_emf(_context: click.Context, _option: click.Parameter, value: str) -> bool:
+    return value == "emf"
+
+
+metrics_option = click.option(
+    "--metrics",
+    "emf",
+    type=click.Choice(["none", "emf"]),
+    default="none",
+    show_default=True,
+    callback=_is_emf,
+    help="emf: numbers for CloudWatch on standard output, every minute and at the end.",
+)
 endpoint_option = click.option(
     "--endpoint-url",
     metavar="URL",

@@ -1,7 +1,7 @@
 import json
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -104,14 +104,7 @@ _MAX_VISIBILITY_S = 3600
 @click.option(
     "--dry-run", is_flag=True, help="Check queue, model and output; receive and write nothing."
 )
-@click.option(
-    "--metrics",
-    "metrics_format",
-    type=click.Choice(["none", "emf"]),
-    default="none",
-    show_default=True,
-    help="emf: numbers for CloudWatch on standard output, every minute.",
-)
+@options.metrics_option
 @click.option(
     "--metrics-port",
     type=click.IntRange(0, 65535),
@@ -139,7 +132,7 @@ def work(
     idle_exit: float | None,
     share: Share,
     dry_run: bool,
-    metrics_format: Literal["none", "emf"],
+    emf: bool,
     metrics_port: int | None,
     progress: bool,
     log_format: LogFormat,
@@ -189,7 +182,6 @@ def work(
         _show_plan(job)
         return EXIT_OK
     worker = socket.gethostname() if share.count == 1 else f"{share.index} of {share.count}"
-    emf = metrics_format == "emf"
     with Metrics(job.queue.name, emf=emf, port=metrics_port, worker=worker) as metrics:
         if len(job.labelling.devices) == 1:
             summary = job.run(interrupt, metrics, show_health=progress)
