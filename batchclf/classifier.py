@@ -5,7 +5,7 @@ Shape suffixes: R rows that could be read, C classes.
 # ruff: noqa: N806 - names of arrays end in their shape, in capitals
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow as pa
 from batchclf.checkpoint import Checkpoint
 from batchclf.compute import Compute, open_model
 from batchclf.config import ModelSettings, PredictSettings
-from batchclf.engine import Engine, Prepared, build_model
+from batchclf.engine import Engine, Logits, Prepared, build_model
 from batchclf.predictions import Predictions, restore, softmax, to_record_batch
 from batchclf.schema import output_schema
 from batchclf.source.base import record_batch
@@ -131,14 +131,13 @@ class Classifier:
     def _predict(
         self, encoded: Sequence[Encoded], errors: Sequence[Mapping[int, str]]
     ) -> list[Predictions]:
-        return predict_encoded(
-            self._engine,
-            prepare_encoded(self._engine, encoded),
+        examples = prepare_encoded(self._engine, encoded)
+        return predictions_of(
+            self._engine.predict_prepared(examples, _ignore),
             encoded,
             errors,
             temperature=self.checkpoint.temperature,
             min_score=self._min_score,
-            on_batch=_ignore,
         )
 
 
@@ -169,28 +168,23 @@ def prepare_encoded(engine: Engine, encoded: Sequence[Encoded]) -> Prepared:
     return engine.prepare(ids, offsets)
 
 
-def predict_encoded(
-    engine: Engine,
-    prepared: Prepared,
+def predictions_of(
+    logits: Logits,
     encoded: Sequence[Encoded],
     errors: Sequence[Mapping[int, str]],
     *,
     temperature: float,
     min_score: float,
-    on_batch: Callable[[int, int], None],
 ) -> list[Predictions]:
-    """Predictions of several record batches that are computed together, one for each.
+    """Predictions of several record batches that were computed together, one for each.
 
     Args:
-        engine: what computes.
-        prepared: from `prepare_encoded`, of the same record batches.
+        logits: of the examples of `prepare_encoded`, of the same record batches.
         encoded: the tokens of each record batch.
         errors: of each, what was wrong with some rows before they were tokenised.
         temperature: logits are divided by it.
         min_score: below this probability a row abstains.
-        on_batch: as in `Engine.predict`.
     """
-    logits = engine.predict_prepared(prepared, on_batch)
     probs_RC = softmax(logits.logits_NC / temperature)
     predictions = []
     first = 0

@@ -8,7 +8,7 @@ C classes.
 import functools
 import logging
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
@@ -117,7 +117,8 @@ class Prepared:
         starts_U, lengths_U: where in `ids` each distinct example begins, and its tokens.
         counts_U: examples that are equal to each.
         inverse_N: which of them each example is.
-        loaded: the same on the device, where it has a lane of its own.
+        batches: places in `starts_U` of what is computed together, in that order.
+        loaded: the texts on the device, where it has a lane of its own; then it cuts batches too.
     """
 
     ids: npt.NDArray[np.int32]
@@ -125,6 +126,7 @@ class Prepared:
     lengths_U: IntArray
     counts_U: IntArray
     inverse_N: IntArray
+    batches: Sequence[IntArray]
     loaded: Loaded | None
 
 
@@ -209,7 +211,10 @@ class Engine:
             [raw[a:b] for a, b in zip((starts * size).tolist(), ends.tolist(), strict=True)]
         )
         loaded = None
-        if self.lane is not None:
+        batches: list[IntArray] = []
+        if self.lane is None:
+            batches = plan_batches(lengths[first_U], self.max_batch_tokens, self.grain)
+        else:
             # A lane computes its texts as they lie, so they are sorted here.
             order_U = np.argsort(-lengths[first_U], kind="stable")
             places_U = np.empty_like(order_U)
@@ -222,6 +227,7 @@ class Engine:
             lengths[first_U],
             np.bincount(inverse_N, minlength=len(first_U)),
             inverse_N,
+            batches,
             loaded,
         )
 
@@ -242,7 +248,7 @@ class Engine:
             logits_UC = self.lane.fetch(prepared.loaded)
             logits_UC[failed_U] = 0
         else:
-            with closing(self._compute(prepared.ids, prepared.starts_U, lengths_U)) as computed:
+            with closing(self._compute(prepared)) as computed:
                 for batch, logits_BC in computed:
                     if logits_BC is None:
                         failed_U[batch] = True
@@ -284,10 +290,11 @@ class Engine:
             first = last
 
     def _compute(
-        self, ids: npt.NDArray[np.int32], starts_U: IntArray, lengths_U: IntArray
+        self, prepared: Prepared
     ) -> Generator[tuple[IntArray, torch.Tensor | None], None, None]:
         """Batches with their logits; None for a row that does not fit even alone."""
-        queue = plan_batches(lengths_U, self.max_batch_tokens, self.grain)[::-1]
+        ids, starts_U, lengths_U = prepared.ids, prepared.starts_U, prepared.lengths_U
+        queue = list(reversed(prepared.batches))
         pending: deque[tuple[IntArray, Future[torch.Tensor]]] = deque()
         try:
             while queue or pending:

@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from batchclf.classifier import predict_encoded, prepare_encoded
+from batchclf.classifier import predictions_of, prepare_encoded
 from batchclf.config import PredictSettings, ReadSettings
-from batchclf.engine import Engine, Prepared
+from batchclf.engine import Engine, Logits, Prepared
 from batchclf.errors import ErrorRateError, InputError, OutOfSpaceError, OutputError, StoreError
 from batchclf.log import fields
 from batchclf.predictions import Predictions
@@ -144,6 +144,14 @@ class _Window:
     examples: Prepared
 
 
+@dataclass(frozen=True)
+class _Computed:
+    """A window, and the logits of its examples."""
+
+    parts: list[_Encoded | _Marker]
+    logits: Logits
+
+
 def run_shards(
     shards: Iterable[Shard | Arrived | Pause],
     tools: Tools,
@@ -171,10 +179,10 @@ def run_shards(
         encoded = flow.stage("tokenise", _tokenise(rows, tools), depth=8)
         # windows are gathered and prepared while another is computed
         windows = flow.stage("gather", _windows(encoded, tools.engine), depth=1)
-        predicted = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=16)
+        computed = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=1)
         before: dict[str, float] = {}
         try:
-            for outcome in _write(predicted, tools):
+            for outcome in _write(_restore(computed, tools), tools):
                 now = flow.busy_s(_LAST_STAGE)
                 since = {name: round(s - before.get(name, 0.0), 3) for name, s in now.items()}
                 before = now
@@ -326,22 +334,28 @@ def _predict(
     tools: Tools,
     check: Callable[[], None],
     on_batch: Callable[[int, int], None],
-) -> Iterator[_Predicted | _Marker]:
+) -> Iterator[_Computed]:
+    """Nothing but what the device has to wait for."""
+
     def after_batch(num_examples: int, num_tokens: int) -> None:
         on_batch(num_examples, num_tokens)
         check()
 
     for window in windows:
+        yield _Computed(window.parts, tools.engine.predict_prepared(window.examples, after_batch))
+
+
+def _restore(computed: Iterable[_Computed], tools: Tools) -> Iterator[_Predicted | _Marker]:
+    """Rows and markers in their order again."""
+    for window in computed:
         encoded = [part for part in window.parts if isinstance(part, _Encoded)]
         predictions = iter(
-            predict_encoded(
-                tools.engine,
-                window.examples,
+            predictions_of(
+                window.logits,
                 [part.encoded for part in encoded],
                 [part.errors for part in encoded],
                 temperature=tools.temperature,
                 min_score=tools.predict.min_score,
-                on_batch=after_batch,
             )
         )
         for part in window.parts:
