@@ -163,14 +163,8 @@ def _result(
             for name, rates in peers.items()
         },
         "ceiling_gflops": round(ceiling / 1e9, 1),
-        "share_of_ceiling": round(tokens_per_s * flops_per_token(config) / ceiling, 3),
+        "share_of_ceiling": round(tokens_per_s * config.flops_per_token / ceiling, 3),
     }
-
-
-def flops_per_token(config: ModelConfig) -> int:
-    """Of the linear layers, all of them: 170 million for GPT-2 of 124M. Attention comes on top."""
-    size = config.hidden_size
-    return 2 * config.num_layers * (4 * size * size + 2 * size * config.inner_size)
 
 
 def measure_ceiling(config: ModelConfig, compute: Compute) -> float:
@@ -194,7 +188,7 @@ def measure_ceiling(config: ModelConfig, compute: Compute) -> float:
             for (num_in, _), ways in zip(shapes, products, strict=True):
                 hidden = torch.randn(num_tokens, num_in, device=compute.device).to(compute.dtype)
                 total_s += min(_fastest_s(way, hidden) for way in ways)
-            flops = num_tokens * flops_per_token(config) / config.num_layers
+            flops = num_tokens * config.flops_per_token / config.num_layers
             best = max(best, flops / total_s)
     return best
 

@@ -44,11 +44,16 @@ _MOST_STREAMS = 16
 # On a CPU in bfloat16, every new shape of a batch costs 2 to 3 MB that stay (compiled kernels of
 # oneDNN), so shapes are multiples of this. In float32 and on a GPU they cost nothing.
 _CPU_BFLOAT16_GRAIN = 8
+# Products that make another core worth its while, about half a millisecond of them.
+_CORE_FLOPS = 200_000_000
+# Of equal parts of a little work, for texts of unequal lengths.
+_SPARE = 1.125
 # A GPU has so many batches to go on with. More would fill its queue of kernels, about a thousand,
 # and whoever launches one more then waits with Python's lock in hand.
 _MOST_LAUNCHED = 3
 WINDOW_BATCHES = 64  # examples are sorted within about so many batches
 _LEAST_WINDOW_TOKENS = 1 << 18  # and within as many tokens: sorting costs next to nothing
+_FIRST_WINDOW_BATCHES = 8  # of each stream: the device begins with what is tokenised soon
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -133,8 +138,8 @@ class Prepared:
 class Engine:
     """A model on its device, with a token budget.
 
-    On a CPU several batches are computed side by side, each by a thread with cores of its own. On a
-    GPU one follows the other, launched ahead: see `lane`.
+    On a CPU several batches are computed side by side, each by a thread with cores of its own; one
+    that is alone has them all. On a GPU one follows the other, launched ahead: see `lane`.
 
     Args:
         model: from `build_model`.
@@ -142,6 +147,9 @@ class Engine:
         max_batch_tokens: longest row times rows of a batch; None: what suits device and model.
         num_streams: batches that are computed side by side; None: as suits the device.
         lane: for a device that is launched ahead; None: made for a GPU.
+
+    Attributes:
+        cores_of_a_stream: what torch computes by in each of those threads.
     """
 
     def __init__(
@@ -162,21 +170,24 @@ class Engine:
         self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
         self.num_streams = num_streams or (_cpu_streams() if is_cpu else 1)
         self.lane = lane if is_cpu or lane else Lane(self._model)
-        self._streams = ThreadPoolExecutor(
-            self.num_streams,
-            thread_name_prefix="compute",
-            initializer=torch.set_num_threads,
-            initargs=(max(_num_cores() // self.num_streams, 1),),
-        )
+        self.cores_of_a_stream = max(_num_cores() // self.num_streams, 1)
+        self._streams = _compute_threads(self.num_streams, self.cores_of_a_stream)
+        self._whole = _compute_threads(1, _num_cores())
 
     @property
     def window_tokens(self) -> int:
         """How many tokens are worth sorting together."""
         return max(WINDOW_BATCHES * self.max_batch_tokens, self._least_window_tokens)
 
+    @property
+    def first_window_tokens(self) -> int:
+        """How many tokens are worth waiting for while there is nothing else to do."""
+        return _FIRST_WINDOW_BATCHES * self.num_streams * self.max_batch_tokens
+
     def close(self) -> None:
         """End the threads; nothing can be predicted any more."""
         self._streams.shutdown()
+        self._whole.shutdown()
 
     def predict(
         self,
@@ -213,7 +224,8 @@ class Engine:
         loaded = None
         batches: list[IntArray] = []
         if self.lane is None:
-            batches = plan_batches(lengths[first_U], self.max_batch_tokens, self.grain)
+            budget = self._budget(int(lengths[first_U].sum()))
+            batches = plan_batches(lengths[first_U], budget, self.grain)
         else:
             # A lane computes its texts as they lie, so they are sorted here.
             order_U = np.argsort(-lengths[first_U], kind="stable")
@@ -295,20 +307,16 @@ class Engine:
         """Batches with their logits; None for a row that does not fit even alone."""
         ids, starts_U, lengths_U = prepared.ids, prepared.starts_U, prepared.lengths_U
         queue = list(reversed(prepared.batches))
+        is_lone = len(queue) == 1
+        submit = self._submit_lone(int(lengths_U.sum())) if is_lone else self._streams.submit
         pending: deque[tuple[IntArray, Future[torch.Tensor]]] = deque()
         try:
             while queue or pending:
                 # one more than there are streams, so that none waits for its next batch
                 while queue and len(pending) <= self.num_streams:
                     batch = queue.pop()
-                    pending.append(
-                        (
-                            batch,
-                            self._streams.submit(
-                                self._forward, ids, starts_U[batch], lengths_U[batch]
-                            ),
-                        )
-                    )
+                    future = submit(self._forward, ids, starts_U[batch], lengths_U[batch])
+                    pending.append((batch, future))
                 batch, future = pending.popleft()
                 if not isinstance(future.exception(), torch.OutOfMemoryError):
                     yield batch, future.result()
@@ -322,9 +330,32 @@ class Engine:
                 future.cancel()
             wait([future for _, future in pending])
 
+    def _budget(self, num_tokens: int) -> int:
+        """Of one batch of so many tokens: less where full ones would leave a stream without any."""
+        if not self.max_batch_tokens < num_tokens < self.num_streams * self.max_batch_tokens:
+            return self.max_batch_tokens
+        return min(int(num_tokens / self.num_streams * _SPARE) + 1, self.max_batch_tokens)
+
+    def _submit_lone(self, num_tokens: int) -> Callable[..., Future[torch.Tensor]]:
+        """How to compute one batch with nothing beside it: on all cores, where it is worth them.
+
+        In the caller's thread if torch uses as many cores there: to hand it to another thread, and
+        its logits back, would take time for nothing. The number is not changed for a batch, since
+        torch then forgets the kernels that it has ready.
+        """
+        worth = num_tokens * self._config.flops_per_token / _CORE_FLOPS
+        is_large = worth > max(_num_cores() // 2, 1)
+        num_cores = _num_cores() if is_large else self.cores_of_a_stream
+        if torch.get_num_threads() == num_cores:
+            return _run_here
+        return self._whole.submit if is_large else self._streams.submit
+
     @torch.inference_mode()
     def _forward(
-        self, ids: npt.NDArray[np.int32], starts_B: IntArray, lengths_B: IntArray
+        self,
+        ids: npt.NDArray[np.int32],
+        starts_B: IntArray,
+        lengths_B: IntArray,
     ) -> torch.Tensor:
         columns_T = np.arange(self._num_columns(lengths_B))
         # Beyond a row's end any token will do: causal attention never looks there.
@@ -360,6 +391,26 @@ class Engine:
         """Remember that a batch of so many tokens did not fit."""
         self.max_batch_tokens = min(self.max_batch_tokens, max(num_tokens // 2, 1))
         log.warning("out of device memory: batches of at most %d tokens now", self.max_batch_tokens)
+
+
+def _compute_threads(count: int, num_cores: int) -> ThreadPoolExecutor:
+    """Threads with so many cores each; none is started before it has something to do."""
+    return ThreadPoolExecutor(
+        count,
+        thread_name_prefix="compute",
+        initializer=torch.set_num_threads,
+        initargs=(num_cores,),
+    )
+
+
+def _run_here(function: Callable[..., torch.Tensor], *args: Any) -> Future[torch.Tensor]:
+    """Like `submit` of a thread pool, in the caller's own thread."""
+    future: Future[torch.Tensor] = Future()
+    try:
+        future.set_result(function(*args))
+    except torch.OutOfMemoryError as error:
+        future.set_exception(error)
+    return future
 
 
 def _tell_too_long(num_tokens: int) -> None:

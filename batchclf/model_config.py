@@ -131,6 +131,12 @@ class ModelConfig:
         }
 
     @property
+    def flops_per_token(self) -> int:
+        """Of the linear layers: 170 million for GPT-2 of 124M. Attention comes on top."""
+        size = self.hidden_size
+        return 2 * self.num_layers * (4 * size * size + 2 * size * self.inner_size)
+
+    @property
     def longest(self) -> int:
         """The most tokens of a text that the model can read."""
         return self.head_length if self.head == "flatten" else self.max_positions

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _LAST_STAGE = "write"
 _MOST_SHOWN = 200  # characters of a text, in a line of level debug
 _WINDOW_BYTES = 128 << 20  # of kept columns that wait together for their predictions
+# The first rows are tokenised few at a time, so that the device has something to do soon.
+_FIRST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def run_shards(
     with Flow(interrupt) as flow:
         fetched = flow.stage("fetch", _fetch(shards, tools, flow.check), depth=1)
         rows = flow.stage("read", _read(fetched, tools), depth=4)
-        encoded = flow.stage("tokenise", _tokenise(rows, tools), depth=8)
+        encoded = flow.stage("tokenise", _tokenise(_in_pieces(rows), tools), depth=8)
         # windows are gathered and prepared while another is computed
         windows = flow.stage("gather", _windows(encoded, tools.engine), depth=1)
         computed = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=1)
@@ -264,6 +266,21 @@ def _try_open(file: BinaryIO, source: Source, settings: ReadSettings) -> Reader 
         return error
 
 
+def _in_pieces(items: Iterable[RowBatch | _Marker]) -> Iterator[RowBatch | _Marker]:
+    """Few rows at first, twice as many each time, and soon record batches as they are."""
+    most = _FIRST_ROWS
+    for item in items:
+        if not isinstance(item, RowBatch):
+            yield item
+            continue
+        first = 0
+        while item.num_rows - first > most:
+            yield item.slice(first, first + most)
+            first += most
+            most *= 2
+        yield item.slice(first, item.num_rows)
+
+
 def _tokenise(items: Iterable[RowBatch | _Marker], tools: Tools) -> Iterator[_Encoded | _Marker]:
     shard: Shard | None = None
     for item in items:
@@ -301,15 +318,19 @@ def _show_failed(
 
 def _windows(items: Iterable[_Encoded | _Marker], engine: Engine) -> Iterator[_Window]:
     """What will be sorted together, ready to be computed."""
-    for parts in _gather(items, engine.window_tokens):
+    for parts in _gather(items, engine.first_window_tokens, engine.window_tokens):
         encoded = [part.encoded for part in parts if isinstance(part, _Encoded)]
         yield _Window(parts, prepare_encoded(engine, encoded))
 
 
 def _gather(
-    items: Iterable[_Encoded | _Marker], most_tokens: int
+    items: Iterable[_Encoded | _Marker], first_tokens: int, most_tokens: int
 ) -> Iterator[list[_Encoded | _Marker]]:
-    """Parts of so many tokens together. They end at a pause, but not with shards."""
+    """Parts of so many tokens together, twice as many each time up to the most.
+
+    They end at a pause, but not with shards.
+    """
+    enough = min(first_tokens, most_tokens)
     window: list[_Encoded | _Marker] = []
     num_tokens = num_bytes = 0
     for item in items:
@@ -322,9 +343,10 @@ def _gather(
         if isinstance(item, _Encoded):
             num_tokens += len(item.encoded.ids)
             num_bytes += item.rows.kept.nbytes
-            if num_tokens >= most_tokens or num_bytes >= _WINDOW_BYTES:
+            if num_tokens >= enough or num_bytes >= _WINDOW_BYTES:
                 yield window
                 window, num_tokens, num_bytes = [], 0, 0
+                enough = min(2 * enough, most_tokens)
     if window:
         yield window
 

@@ -176,3 +176,27 @@ def test_a_cuda_device_that_is_not_there_is_refused() -> None:
 
 def test_the_dtype_that_was_asked_for_is_taken() -> None:
     assert choose_compute("cpu", "float32").dtype_name == "float32"
+
+
+def test_what_is_more_than_a_batch_and_less_than_all_streams_compute_is_spread_over_them(
+    model: GPT2Classifier,
+) -> None:
+    texts = [[number, *[5] * 9] for number in range(1, 13)]  # 120 tokens
+    sizes: list[int] = []
+    Engine(model, CPU, 100, num_streams=2).predict(
+        *joined(texts), lambda _, num_tokens: sizes.append(num_tokens)
+    )
+    assert sizes == [60, 60]
+
+
+@pytest.mark.parametrize("num_rows", [1, 40])
+def test_a_lone_batch_has_the_logits_of_many(model: GPT2Classifier, num_rows: int) -> None:
+    texts = [[number, *[7] * 20] for number in range(1, num_rows + 1)]
+    found = Engine(model, CPU).predict(*joined(texts), ignore)
+    np.testing.assert_allclose(found.logits_NC, alone(model, texts), atol=1e-5)
+
+
+def test_whoever_predicts_has_torch_use_as_many_cores_afterwards(model: GPT2Classifier) -> None:
+    before = torch.get_num_threads()
+    Engine(model, CPU).predict(*joined([[1, 2, 3]]), ignore)
+    assert torch.get_num_threads() == before

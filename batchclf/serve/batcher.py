@@ -22,6 +22,9 @@ _MOST_RETRY_S = 60
 # Turns of the event loop without a new request, after which no more are waited for. From its bytes
 # to the queue a request takes three.
 _QUIET_TURNS = 5
+# Turns between two batches, so that answers leave and what arrived meanwhile is in the queue: else
+# it would wait for several batches that are computed in the event loop.
+_TURNS = 5
 
 
 @dataclass(eq=False)
@@ -144,6 +147,8 @@ class Batcher:
                 longest = max(began - ticket.arrived_s for ticket in self._computing)
                 self._on_batch(Batch(predictions, self._last_requests, seconds, longest))
                 self._computing = []
+                for _ in range(_TURNS):
+                    await asyncio.sleep(0)
         finally:
             stopped = Refusal(503, "stopped", "the server stopped before it had an answer")
             for ticket in (*self._waiting, *self._computing):
@@ -153,9 +158,7 @@ class Batcher:
 
     async def _compute(self, texts: Texts, tokens: int) -> Predictions:
         if tokens <= self._inline_tokens:
-            predictions = self._predict(texts)
-            await asyncio.sleep(0)  # a turn for all others
-            return predictions
+            return self._predict(texts)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._predict, texts)
 

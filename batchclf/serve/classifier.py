@@ -3,6 +3,8 @@
 import time
 from dataclasses import dataclass
 
+import torch
+
 from batchclf.classifier import Classifier
 from batchclf.config import ModelSettings
 from batchclf.serve.extent import Extent
@@ -18,21 +20,21 @@ class Pace:
 
     Attributes:
         smallest_s: what the smallest batch takes, and so what sharing a batch saves a request.
-        tokens_per_s: of full batches, as many at once as the device computes side by side.
-        batch_tokens: of one of them.
-        num_streams: so many are computed side by side.
+        batch_s, batch_tokens: of one full batch, computed alone.
+        full_s, full_tokens: of as many at once as the device computes side by side.
     """
 
     smallest_s: float
-    tokens_per_s: float
+    batch_s: float
     batch_tokens: int
-    num_streams: int
+    full_s: float
+    full_tokens: int
 
     def tokens_within(self, seconds: float) -> int:
-        """Tokens that take no longer; fewer than fill a batch are computed by one stream alone."""
-        tokens = seconds * self.tokens_per_s
-        by_one_stream = tokens / self.num_streams
-        return int(tokens if by_one_stream >= self.batch_tokens else by_one_stream)
+        """Tokens that take no longer."""
+        if seconds < max(self.batch_s, self.full_s):
+            return int(self.batch_tokens * min(seconds / self.batch_s, 1.0))
+        return int(self.full_tokens * seconds / self.full_s)
 
 
 class ServedClassifier(Classifier):
@@ -61,19 +63,25 @@ class ServedClassifier(Classifier):
         """Tokens that keep the device busy: on a CPU, batches that are computed side by side."""
         return self.max_batch_tokens * self._engine.num_streams
 
+    def settle_here(self) -> None:
+        """Prepare the calling thread for small batches, which it then computes itself."""
+        torch.set_num_threads(self._engine.cores_of_a_stream)
+
     def warm_up(self) -> Pace:
         """Compute what the first requests will need, before anybody waits for it."""
-        num_rows = max(1, self.tokens_at_once // self.max_length)
-        full = [f"{row} {_LONG_TEXT}" for row in range(num_rows)]
-        self.predict(full)
-        full_s = self._time(full)
+        full = self._long_texts(self.tokens_at_once)
+        batch = self._long_texts(self.max_batch_tokens)
+        for texts in (full, batch):
+            self.predict(texts)
+        full_s, batch_s = self._time(full), self._time(batch)
         smallest_s = min(self._time([_SHORT_TEXT]) for _ in range(_NUM_TIMED))
         return Pace(
-            smallest_s,
-            num_rows * self.max_length / full_s,
-            self.max_batch_tokens,
-            self._engine.num_streams,
+            smallest_s, batch_s, len(batch) * self.max_length, full_s, len(full) * self.max_length
         )
+
+    def _long_texts(self, num_tokens: int) -> list[str]:
+        num_rows = max(1, num_tokens // self.max_length)
+        return [f"{row} {_LONG_TEXT}" for row in range(num_rows)]
 
     def _time(self, texts: list[str]) -> float:
         began = time.perf_counter()

@@ -48,6 +48,15 @@ class RowBatch:
             joined.texts[row] = None
         return Texts(joined.texts, {**joined.errors, **self.faults})
 
+    def slice(self, start: int, stop: int) -> "RowBatch":
+        """Rows `start` to `stop` (exclusive), which share the memory of all."""
+        return RowBatch(
+            self.first_row + start,
+            tuple(column.slice(start, stop - start) for column in self.text),
+            self.kept.slice(start, stop - start),
+            self._faults(start, stop),
+        )
+
     def copy(self, start: int, stop: int) -> "RowBatch":
         """Rows `start` to `stop` (exclusive), without a hold on the memory of the others."""
         rows = pa.array(range(start, stop), pa.int64())
@@ -57,8 +66,11 @@ class RowBatch:
             record_batch(
                 [column.take(rows) for column in self.kept.columns], self.kept.schema, stop - start
             ),
-            {row - start: fault for row, fault in self.faults.items() if start <= row < stop},
+            self._faults(start, stop),
         )
+
+    def _faults(self, start: int, stop: int) -> dict[int, str]:
+        return {row - start: fault for row, fault in self.faults.items() if start <= row < stop}
 
 
 class Reader(ABC):

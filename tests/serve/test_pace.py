@@ -4,15 +4,16 @@ import pytest
 
 from batchclf.serve.classifier import Pace
 
+PACE = Pace(smallest_s=0.001, batch_s=0.03, batch_tokens=300, full_s=0.04, full_tokens=800)
+
 
 @pytest.mark.parametrize(
-    ("num_streams", "batch_tokens", "tokens"),
+    ("seconds", "tokens"),
     [
-        pytest.param(1, 512, 20, id="one stream"),
-        pytest.param(16, 512, 1, id="a large model computes so few tokens by one of its streams"),
-        pytest.param(2, 10, 20, id="full batches are computed side by side"),
+        pytest.param(0.01, 100, id="a part of a batch"),
+        pytest.param(0.035, 300, id="one batch, where several would take longer"),
+        pytest.param(0.08, 1600, id="many batches, side by side"),
     ],
 )
-def test_as_many_tokens_as_take_no_longer(num_streams: int, batch_tokens: int, tokens: int) -> None:
-    pace = Pace(0.001, 1000.0, batch_tokens, num_streams)
-    assert pace.tokens_within(0.02) == tokens
+def test_as_many_tokens_as_take_no_longer(seconds: float, tokens: int) -> None:
+    assert PACE.tokens_within(seconds) == tokens
