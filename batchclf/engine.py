@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 _CUDA_BATCH_TOKENS = 65536
 # On a CPU the widest activations of a batch, tokens x inner size, should stay near the caches of
 # its core. Measured with 124M parameters in bfloat16, 128 tokens a row: on two cores with AMX 512,
-# 1024 and 4096 tokens gave 1.63, 1.51 and 1.49 TFLOP/s; on two with AVX512-BF16 512 and 1024 gave
-# 2253 and 2269 tokens/s, and through OpenVINO in int8 512, 1024 and 4096 gave 4473, 4252 and 4157.
+# 1024 and 4096 tokens gave 1.63, 1.51 and 1.49 TFLOP/s; on two with AVX512-BF16 512, 1024 and 2048
+# gave 2344, 2365 and 2362 tokens/s, and through OpenVINO in int8 512, 1024 and 4096 gave 4473, 4252
+# and 4157.
 # Beyond the bounds nothing was gained.
 _CPU_ACTIVATION_BYTES = 3 << 20
 _CPU_BATCH_TOKENS = (512, 8192)
@@ -44,7 +45,7 @@ _MOST_STREAMS = 16
 # On a CPU in bfloat16, every new shape of a batch costs 2 to 3 MB that stay (compiled kernels of
 # oneDNN), so shapes are multiples of this. In float32 and on a GPU they cost nothing.
 _CPU_BFLOAT16_GRAIN = 8
-# Products that make another core worth its while, about half a millisecond of them.
+# Products that a core should have to do, about half a millisecond of them.
 _CORE_FLOPS = 200_000_000
 # Of equal parts of a little work, for texts of unequal lengths.
 _SPARE = 1.125
@@ -53,7 +54,7 @@ _SPARE = 1.125
 _MOST_LAUNCHED = 3
 WINDOW_BATCHES = 64  # examples are sorted within about so many batches
 _LEAST_WINDOW_TOKENS = 1 << 18  # and within as many tokens: sorting costs next to nothing
-_FIRST_WINDOW_BATCHES = 8  # of each stream: the device begins with what is tokenised soon
+_FIRST_WINDOW_BATCHES = 2  # of each stream: the device begins with what is tokenised soon
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -122,8 +123,9 @@ class Prepared:
         starts_U, lengths_U: where in `ids` each distinct example begins, and its tokens.
         counts_U: examples that are equal to each.
         inverse_N: which of them each example is.
-        batches: places in `starts_U` of what is computed together, in that order.
-        loaded: the texts on the device, where it has a lane of its own; then it cuts batches too.
+        batches: places in `starts_U` of what is computed together, in that order; none with
+            `loaded`, whose lane cuts batches itself.
+        loaded: the texts on the device, where it has a lane.
     """
 
     ids: npt.NDArray[np.int32]
@@ -138,8 +140,9 @@ class Prepared:
 class Engine:
     """A model on its device, with a token budget.
 
-    On a CPU several batches are computed side by side, each by a thread with cores of its own; one
-    that is alone has them all. On a GPU one follows the other, launched ahead: see `lane`.
+    On a CPU several batches are computed side by side, each by a thread with cores of its own; with
+    torch, one that is alone has them all. On a GPU one follows the other, launched ahead: see
+    `lane`.
 
     Args:
         model: from `build_model`.
@@ -147,9 +150,6 @@ class Engine:
         max_batch_tokens: longest row times rows of a batch; None: what suits device and model.
         num_streams: batches that are computed side by side; None: as suits the device.
         lane: for a device that is launched ahead; None: made for a GPU.
-
-    Attributes:
-        cores_of_a_stream: what torch computes by in each of those threads.
     """
 
     def __init__(
@@ -170,8 +170,8 @@ class Engine:
         self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
         self.num_streams = num_streams or (_cpu_streams() if is_cpu else 1)
         self.lane = lane if is_cpu or lane else Lane(self._model)
-        self.cores_of_a_stream = max(_num_cores() // self.num_streams, 1)
-        self._streams = _compute_threads(self.num_streams, self.cores_of_a_stream)
+        self._stream_cores = max(_num_cores() // self.num_streams, 1)
+        self._streams = _compute_threads(self.num_streams, self._stream_cores)
         self._whole = _compute_threads(1, _num_cores())
 
     @property
@@ -188,6 +188,11 @@ class Engine:
         """End the threads; nothing can be predicted any more."""
         self._streams.shutdown()
         self._whole.shutdown()
+
+    def settle_here(self) -> None:
+        """Prepare the calling thread for small batches, which it then computes itself."""
+        if self.lane is None:
+            torch.set_num_threads(self._stream_cores)
 
     def predict(
         self,
@@ -334,7 +339,8 @@ class Engine:
         """Of one batch of so many tokens: less where full ones would leave a stream without any."""
         if not self.max_batch_tokens < num_tokens < self.num_streams * self.max_batch_tokens:
             return self.max_batch_tokens
-        return min(int(num_tokens / self.num_streams * _SPARE) + 1, self.max_batch_tokens)
+        parts = max(min(self.num_streams, int(self._cores_worth(num_tokens))), 1)
+        return min(int(num_tokens / parts * _SPARE) + 1, self.max_batch_tokens)
 
     def _submit_lone(self, num_tokens: int) -> Callable[..., Future[torch.Tensor]]:
         """How to compute one batch with nothing beside it: on all cores, where it is worth them.
@@ -343,19 +349,20 @@ class Engine:
         its logits back, would take time for nothing. The number is not changed for a batch, since
         torch then forgets the kernels that it has ready.
         """
-        worth = num_tokens * self._config.flops_per_token / _CORE_FLOPS
-        is_large = worth > max(_num_cores() // 2, 1)
-        num_cores = _num_cores() if is_large else self.cores_of_a_stream
-        if torch.get_num_threads() == num_cores:
+        if self.compute.backend == "openvino":  # each of its requests has a stream's cores
+            return self._streams.submit
+        is_large = self._cores_worth(num_tokens) > max(_num_cores() // 2, 1)
+        if torch.get_num_threads() == (_num_cores() if is_large else self._stream_cores):
             return _run_here
         return self._whole.submit if is_large else self._streams.submit
 
+    def _cores_worth(self, num_tokens: int) -> float:
+        """How many cores have enough to do with so many tokens."""
+        return num_tokens * self._config.flops_per_token / _CORE_FLOPS
+
     @torch.inference_mode()
     def _forward(
-        self,
-        ids: npt.NDArray[np.int32],
-        starts_B: IntArray,
-        lengths_B: IntArray,
+        self, ids: npt.NDArray[np.int32], starts_B: IntArray, lengths_B: IntArray
     ) -> torch.Tensor:
         columns_T = np.arange(self._num_columns(lengths_B))
         # Beyond a row's end any token will do: causal attention never looks there.
@@ -398,9 +405,16 @@ def _compute_threads(count: int, num_cores: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(
         count,
         thread_name_prefix="compute",
-        initializer=torch.set_num_threads,
+        initializer=_use_cores,
         initargs=(num_cores,),
     )
+
+
+def _use_cores(count: int) -> None:
+    """Have torch use so many in this thread."""
+    # Asked first: else the thread's first operation takes over what another one has set since.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
 
 
 def _run_here(function: Callable[..., torch.Tensor], *args: Any) -> Future[torch.Tensor]:

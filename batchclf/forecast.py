@@ -382,8 +382,8 @@ class PlanJob:
             fixed_s = build_s if speed else 0.0
             num_rows = _num_rows(shards)
             if speed is not None:
-                window_rows = tools.engine.window_tokens / row_tokens
-                rows_s = speed.seconds(num_rows, len(shards), window_rows)
+                first_rows = tools.engine.first_window_tokens / row_tokens
+                rows_s = speed.seconds(num_rows, len(shards), first_rows)
             else:
                 rows_s = num_rows * row_tokens / (given or 1.0)
             return Estimate(fixed_s + rows_s, fixed_s + rows_s * low, fixed_s + rows_s * high)

@@ -91,17 +91,17 @@ class Speed:
             return self.demand.steady(self.num_cores)
         return max(self.demand.read, self.overlapped_s + self.demand.read / self.num_cores)
 
-    def seconds(self, num_rows: int, num_shards: int, window_rows: float) -> float:
-        """How long shards take. The first window comes, and the last one goes, by itself.
+    def seconds(self, num_rows: int, num_shards: int, first_rows: float) -> float:
+        """How long shards take. The first window comes by itself, and as much goes at the end.
 
         Args:
             num_rows: in all.
             num_shards: that they are in.
-            window_rows: that are sorted together.
+            first_rows: of the first window.
         """
         if not num_rows:
             return 0.0
-        alone = min(float(num_rows), window_rows)
+        alone = min(float(num_rows), first_rows)
         demand = self.demand
         return (
             self.warm_up_s

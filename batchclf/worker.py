@@ -184,7 +184,7 @@ def run_shards(
         computed = flow.stage("predict", _predict(windows, tools, flow.check, on_batch), depth=1)
         before: dict[str, float] = {}
         try:
-            for outcome in _write(_restore(computed, tools), tools):
+            for outcome in _write(_restore(computed, tools, flow.check), tools):
                 now = flow.busy_s(_LAST_STAGE)
                 since = {name: round(s - before.get(name, 0.0), 3) for name, s in now.items()}
                 before = now
@@ -278,7 +278,7 @@ def _in_pieces(items: Iterable[RowBatch | _Marker]) -> Iterator[RowBatch | _Mark
             yield item.slice(first, first + most)
             first += most
             most *= 2
-        yield item.slice(first, item.num_rows)
+        yield item.slice(first, item.num_rows) if first else item
 
 
 def _tokenise(items: Iterable[RowBatch | _Marker], tools: Tools) -> Iterator[_Encoded | _Marker]:
@@ -367,7 +367,9 @@ def _predict(
         yield _Computed(window.parts, tools.engine.predict_prepared(window.examples, after_batch))
 
 
-def _restore(computed: Iterable[_Computed], tools: Tools) -> Iterator[_Predicted | _Marker]:
+def _restore(
+    computed: Iterable[_Computed], tools: Tools, check: Callable[[], None]
+) -> Iterator[_Predicted | _Marker]:
     """Rows and markers in their order again."""
     for window in computed:
         encoded = [part for part in window.parts if isinstance(part, _Encoded)]
@@ -381,7 +383,9 @@ def _restore(computed: Iterable[_Computed], tools: Tools) -> Iterator[_Predicted
             )
         )
         for part in window.parts:
+            check()  # a window may be of many shards, each of them a file to publish
             yield _Predicted(part.rows, next(predictions)) if isinstance(part, _Encoded) else part
+        del window, encoded, predictions, part  # while the next one is waited for, they would be memory
 
 
 def _write(items: Iterable[_Predicted | _Marker], tools: Tools) -> Iterator[Outcome]:

@@ -1,4 +1,5 @@
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -6,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import batchclf.engine
 from batchclf.compute import Compute, choose_compute
 from batchclf.engine import Engine
 from batchclf.errors import ConfigError
@@ -178,6 +180,21 @@ def test_the_dtype_that_was_asked_for_is_taken() -> None:
     assert choose_compute("cpu", "float32").dtype_name == "float32"
 
 
+@pytest.fixture
+def costly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token is worth a core."""
+    monkeypatch.setattr(batchclf.engine, "_CORE_FLOPS", 1)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def torch_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("costly")
 def test_what_is_more_than_a_batch_and_less_than_all_streams_compute_is_spread_over_them(
     model: GPT2Classifier,
 ) -> None:
@@ -189,14 +206,52 @@ def test_what_is_more_than_a_batch_and_less_than_all_streams_compute_is_spread_o
     assert sizes == [60, 60]
 
 
+def test_work_that_is_not_worth_two_cores_is_not_spread(model: GPT2Classifier) -> None:
+    texts = [[number, *[5] * 9] for number in range(1, 13)]
+    sizes: list[int] = []
+    Engine(model, CPU, 100, num_streams=2).predict(
+        *joined(texts), lambda _, num_tokens: sizes.append(num_tokens)
+    )
+    assert sizes == [100, 20]
+
+
+@pytest.mark.usefixtures("costly")
 @pytest.mark.parametrize("num_rows", [1, 40])
-def test_a_lone_batch_has_the_logits_of_many(model: GPT2Classifier, num_rows: int) -> None:
+def test_a_lone_batch_on_all_cores_has_the_logits_of_many(
+    model: GPT2Classifier, num_rows: int, torch_threads: int
+) -> None:
     texts = [[number, *[7] * 20] for number in range(1, num_rows + 1)]
     found = Engine(model, CPU).predict(*joined(texts), ignore)
     np.testing.assert_allclose(found.logits_NC, alone(model, texts), atol=1e-5)
+    assert torch.get_num_threads() == torch_threads  # whoever asks keeps what it has
 
 
-def test_whoever_predicts_has_torch_use_as_many_cores_afterwards(model: GPT2Classifier) -> None:
+def test_a_lone_batch_in_a_thread_that_is_settled_is_computed_there(model: GPT2Classifier) -> None:
+    class Watched(SmallMemory):
+        def forward(self, ids_BT: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:  # noqa: N803
+            threads.append(threading.current_thread())
+            return super().forward(ids_BT, lengths_B)
+
+    threads: list[threading.Thread] = []
+
+    def predict() -> None:
+        engine.settle_here()
+        engine.predict(*joined([[1, 2, 3]]), ignore)
+
+    engine = Engine(Watched(model, 1000), CPU)
+    caller = threading.Thread(target=predict)
+    caller.start()
+    caller.join()
+    assert threads == [caller]
+
+
+def test_a_lone_batch_that_does_not_fit_is_halved_in_the_callers_thread(
+    model: GPT2Classifier,
+) -> None:
+    engine = Engine(SmallMemory(model, 30), CPU)
     before = torch.get_num_threads()
-    Engine(model, CPU).predict(*joined([[1, 2, 3]]), ignore)
-    assert torch.get_num_threads() == before
+    engine.settle_here()
+    texts = [[number, *[5] * 9] for number in range(1, 9)]
+    found = engine.predict(*joined(texts), ignore)
+    torch.set_num_threads(before)
+    np.testing.assert_allclose(found.logits_NC, alone(model, texts), atol=1e-5)

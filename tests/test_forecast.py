@@ -225,7 +225,7 @@ def test_more_rows_never_take_less_time(
 ) -> None:
     demand = Demand(read, tokenise, predict, write, cpu)
     speed = Speed(demand, (1, 1), 10, 3, num_cores, warm_up_s=1.0, shard_s=0.01)
-    times = [speed.seconds(rows, 1, window_rows=1000) for rows in (0, 1, 999, 1000, 1001, 10**6)]
+    times = [speed.seconds(rows, 1, first_rows=1000) for rows in (0, 1, 999, 1000, 1001, 10**6)]
     assert times == sorted(times)
     slowest = max(read, tokenise, predict, write)
     assert speed.steady_s >= slowest
@@ -235,16 +235,16 @@ def test_more_rows_never_take_less_time(
 def test_stages_of_a_short_run_follow_one_another_and_those_of_a_long_one_overlap() -> None:
     demand = Demand(read=0.001, tokenise=0.002, predict=0.004, write=0.001, cpu=0.006)
     speed = Speed(demand, (1, 1), 10, 3, num_cores=2, warm_up_s=0.5, shard_s=0.1)
-    assert speed.seconds(100, 1, window_rows=1000) == pytest.approx(0.5 + 0.1 + 100 * 0.007)
+    assert speed.seconds(100, 1, first_rows=1000) == pytest.approx(0.5 + 0.1 + 100 * 0.007)
     expected = 0.5 + 1.0 + 1000 * 0.007 + 100_000 * 0.004
-    assert speed.seconds(101_000, 10, window_rows=1000) == pytest.approx(expected)
+    assert speed.seconds(101_000, 10, first_rows=1000) == pytest.approx(expected)
 
 
 def test_a_long_run_goes_at_the_pace_that_was_measured_where_one_was() -> None:
     demand = Demand(read=0.001, tokenise=0.002, predict=0.004, write=0.001, cpu=0.010)
     speed = Speed(demand, (1, 1), 10, 3, 2, warm_up_s=0.5, shard_s=0.1, overlapped_s=0.003)
     expected = 0.5 + 1.0 + 1000 * 0.007 + 100_000 * 0.0035
-    assert speed.seconds(101_000, 10, window_rows=1000) == pytest.approx(expected)
+    assert speed.seconds(101_000, 10, first_rows=1000) == pytest.approx(expected)
 
 
 def test_sampled_rows_are_measured_in_batches_as_large_as_those_of_a_reader(large: Path) -> None:

@@ -22,6 +22,9 @@ _MOST_RETRY_S = 60
 # Turns of the event loop without a new request, after which no more are waited for. From its bytes
 # to the queue a request takes three.
 _QUIET_TURNS = 5
+# Turns after a batch that was computed in the event loop, so that answers leave, and what arrived
+# meanwhile is in the queue; else it would wait for several batches.
+_TURNS_AFTER = 5
 # Turns between two batches, so that answers leave and what arrived meanwhile is in the queue: else
 # it would wait for several batches that are computed in the event loop.
 _TURNS = 5
@@ -147,7 +150,7 @@ class Batcher:
                 longest = max(began - ticket.arrived_s for ticket in self._computing)
                 self._on_batch(Batch(predictions, self._last_requests, seconds, longest))
                 self._computing = []
-                for _ in range(_TURNS):
+                for _ in range(_TURNS_AFTER if tokens <= self._inline_tokens else 0):
                     await asyncio.sleep(0)
         finally:
             stopped = Refusal(503, "stopped", "the server stopped before it had an answer")

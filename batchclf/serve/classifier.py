@@ -3,8 +3,6 @@
 import time
 from dataclasses import dataclass
 
-import torch
-
 from batchclf.classifier import Classifier
 from batchclf.config import ModelSettings
 from batchclf.serve.extent import Extent
@@ -65,15 +63,17 @@ class ServedClassifier(Classifier):
 
     def settle_here(self) -> None:
         """Prepare the calling thread for small batches, which it then computes itself."""
-        torch.set_num_threads(self._engine.cores_of_a_stream)
+        self._engine.settle_here()
 
     def warm_up(self) -> Pace:
         """Compute what the first requests will need, before anybody waits for it."""
         full = self._long_texts(self.tokens_at_once)
         batch = self._long_texts(self.max_batch_tokens)
-        for texts in (full, batch):
-            self.predict(texts)
-        full_s, batch_s = self._time(full), self._time(batch)
+        self.predict(full)
+        if len(batch) < len(full):
+            self.predict(batch)
+        full_s = self._time(full)
+        batch_s = self._time(batch) if len(batch) < len(full) else full_s
         smallest_s = min(self._time([_SHORT_TEXT]) for _ in range(_NUM_TIMED))
         return Pace(
             smallest_s, batch_s, len(batch) * self.max_length, full_s, len(full) * self.max_length

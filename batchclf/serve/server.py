@@ -97,8 +97,7 @@ async def _work(service: Service, listener: socket.socket) -> None:
     settings = service.settings
     classifier, pace = await asyncio.to_thread(_load, settings)
     is_cpu = classifier.compute.device.type == "cpu"
-    if is_cpu:
-        classifier.settle_here()
+    classifier.settle_here()
     batcher = Batcher(
         classifier.predict,
         classifier.estimate_tokens,

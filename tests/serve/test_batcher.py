@@ -224,6 +224,43 @@ def test_a_small_batch_is_computed_in_the_event_loop() -> None:
     assert here == [False, True]
 
 
+def test_requests_that_came_while_a_small_batch_was_computed_share_the_next() -> None:
+    async def main() -> list[list[str | None]]:
+        batches: list[list[str | None]] = []
+        others: list[asyncio.Task[Predictions]] = []
+
+        async def ask(text: str, turns: int) -> Predictions:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            return await batcher.classify([text])
+
+        def predict(texts: Texts) -> Predictions:
+            batches.append(list(texts))
+            if texts == ["first"]:
+                others.append(asyncio.create_task(ask("soon", 0)))
+                others.append(asyncio.create_task(ask("after three turns", 3)))
+            return predictions_of(texts)
+
+        batcher = Batcher(
+            predict,
+            lambda text: len(text or ""),
+            batch_tokens=10**9,
+            max_wait_s=0.0,
+            max_queue_rows=10,
+            on_batch=ignore,
+            inline_tokens=10**9,
+        )
+        running = asyncio.create_task(batcher.run())
+        await batcher.classify(["first"])
+        await asyncio.gather(*others)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return batches
+
+    found = asyncio.run(asyncio.wait_for(main(), 60))
+    assert found == [["first"], ["soon", "after three turns"]]
+
+
 def test_what_breaks_the_model_ends_the_batcher_and_answers_its_requests() -> None:
     def broken(texts: Texts) -> Predictions:
         raise MemoryError("no more")
