@@ -385,7 +385,8 @@ def _restore(
         for part in window.parts:
             check()  # a window may be of many shards, each of them a file to publish
             yield _Predicted(part.rows, next(predictions)) if isinstance(part, _Encoded) else part
-        del window, encoded, predictions, part  # while the next one is waited for, they would be memory
+        # while the next one is waited for, they would be memory
+        del window, encoded, predictions, part
 
 
 def _write(items: Iterable[_Predicted | _Marker], tools: Tools) -> Iterator[Outcome]:
