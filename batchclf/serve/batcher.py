@@ -25,9 +25,6 @@ _QUIET_TURNS = 5
 # Turns after a batch that was computed in the event loop, so that answers leave, and what arrived
 # meanwhile is in the queue; else it would wait for several batches.
 _TURNS_AFTER = 5
-# Turns between two batches, so that answers leave and what arrived meanwhile is in the queue: else
-# it would wait for several batches that are computed in the event loop.
-_TURNS = 5
 
 
 @dataclass(eq=False)
