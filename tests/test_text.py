@@ -352,6 +352,13 @@ def test_every_character_of_the_basic_plane_may_stand_before_at_and_after_a_cut(
     check_against_whole_texts(tokenizer, rows, encoder_of(tokenizer, max_length))
 
 
+def test_many_texts_have_the_tokens_of_each_alone(tokenizer: Tokenizer) -> None:
+    texts = [f"{number} {line}" * (number % 7 + 1) for number in range(40) for line in CORPUS]
+    encoder = TextEncoder(tokenizer, 64)
+    alone = [encoder.encode([text]).ids.tolist() for text in texts]
+    assert encoder.encode(texts).ids.tolist() == [token for ids in alone for token in ids]
+
+
 def test_white_space_here_is_white_space_in_the_expression_of_the_tokenizer() -> None:
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
     here = {char for char in UNICODE if char.isspace()}
