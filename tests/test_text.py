@@ -652,6 +652,10 @@ class Spy:
         self.seen += texts
         return self._tokenizer.encode_batch_fast(texts)
 
+    def encode(self, text: str) -> Any:
+        self.seen.append(text)
+        return self._tokenizer.encode(text)
+
 
 def spy_on(encoder: TextEncoder) -> Spy:
     spy = Spy(encoder._tokenizer)
