@@ -35,8 +35,7 @@ _CUDA_BATCH_TOKENS = 65536
 # its core. Measured with 124M parameters in bfloat16, 128 tokens a row: on two cores with AMX 512,
 # 1024 and 4096 tokens gave 1.63, 1.51 and 1.49 TFLOP/s; on two with AVX512-BF16 512, 1024 and 2048
 # gave 2344, 2365 and 2362 tokens/s, and through OpenVINO in int8 512, 1024 and 4096 gave 4473, 4252
-# and 4157.
-# Beyond the bounds nothing was gained.
+# and 4157. Beyond the bounds nothing was gained.
 _CPU_ACTIVATION_BYTES = 3 << 20
 _CPU_BATCH_TOKENS = (512, 8192)
 # A CPU computes that many batches side by side, each on cores of its own: 1.1 to 1.4 times as fast

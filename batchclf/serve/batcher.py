@@ -138,8 +138,9 @@ class Batcher:
                     continue
                 self._computing = [ticket for ticket, _ in taken]
                 texts = [text for _, part in taken for text in part]
+                is_inline = tokens <= self._inline_tokens
                 began = time.monotonic()
-                predictions = await self._compute(texts, tokens)
+                predictions = self._predict(texts) if is_inline else await self._in_thread(texts)
                 seconds = time.monotonic() - began
                 self._deliver(taken, predictions)
                 self._last_requests = len(set(self._computing))
@@ -147,7 +148,7 @@ class Batcher:
                 longest = max(began - ticket.arrived_s for ticket in self._computing)
                 self._on_batch(Batch(predictions, self._last_requests, seconds, longest))
                 self._computing = []
-                for _ in range(_TURNS_AFTER if tokens <= self._inline_tokens else 0):
+                for _ in range(_TURNS_AFTER if is_inline else 0):
                     await asyncio.sleep(0)
         finally:
             stopped = Refusal(503, "stopped", "the server stopped before it had an answer")
@@ -156,9 +157,7 @@ class Batcher:
                     ticket.done.set_exception(stopped)
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _compute(self, texts: Texts, tokens: int) -> Predictions:
-        if tokens <= self._inline_tokens:
-            return self._predict(texts)
+    async def _in_thread(self, texts: Texts) -> Predictions:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, self._predict, texts)
 

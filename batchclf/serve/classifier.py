@@ -69,11 +69,8 @@ class ServedClassifier(Classifier):
         """Compute what the first requests will need, before anybody waits for it."""
         full = self._long_texts(self.tokens_at_once)
         batch = self._long_texts(self.max_batch_tokens)
-        self.predict(full)
-        if len(batch) < len(full):
-            self.predict(batch)
-        full_s = self._time(full)
-        batch_s = self._time(batch) if len(batch) < len(full) else full_s
+        full_s = self._time_warm(full)
+        batch_s = self._time_warm(batch) if len(batch) < len(full) else full_s
         smallest_s = min(self._time([_SHORT_TEXT]) for _ in range(_NUM_TIMED))
         return Pace(
             smallest_s, batch_s, len(batch) * self.max_length, full_s, len(full) * self.max_length
@@ -82,6 +79,10 @@ class ServedClassifier(Classifier):
     def _long_texts(self, num_tokens: int) -> list[str]:
         num_rows = max(1, num_tokens // self.max_length)
         return [f"{row} {_LONG_TEXT}" for row in range(num_rows)]
+
+    def _time_warm(self, texts: list[str]) -> float:
+        self.predict(texts)
+        return self._time(texts)
 
     def _time(self, texts: list[str]) -> float:
         began = time.perf_counter()

@@ -15,9 +15,14 @@ Texts = Sequence[str | None]
 
 
 class Model:
-    """Predicts the length of each text as its number of tokens; waits where a test says so."""
+    """Predicts the length of each text as its number of tokens; waits where a test says so.
+
+    Attributes:
+        meanwhile: called while each batch is computed, by who computes it.
+    """
 
     def __init__(self) -> None:
+        self.meanwhile: Callable[[], None] = lambda: None
         self.batches: list[list[str | None]] = []
         self.may_go_on = threading.Event()
         self.may_go_on.set()
@@ -25,6 +30,7 @@ class Model:
 
     def __call__(self, texts: Texts) -> Predictions:
         self.is_computing.set()
+        self.meanwhile()
         assert self.may_go_on.wait(30)
         self.batches.append(list(texts))
         return predictions_of(texts)
@@ -198,35 +204,18 @@ def test_a_request_that_was_given_up_is_not_computed() -> None:
 
 
 def test_a_small_batch_is_computed_in_the_event_loop() -> None:
-    here: list[bool] = []
-
-    async def main() -> None:
-        def predict(texts: Texts) -> Predictions:
-            here.append(threading.current_thread() is threading.main_thread())
-            return predictions_of(texts)
-
-        batcher = Batcher(
-            predict,
-            lambda text: len(text or ""),
-            batch_tokens=10**9,
-            max_wait_s=0.0,
-            max_queue_rows=10,
-            on_batch=ignore,
-            inline_tokens=3,
-        )
-        running = asyncio.create_task(batcher.run())
+    async def work(batcher: Batcher, model: Model) -> list[bool]:
+        here: list[bool] = []
+        model.meanwhile = lambda: here.append(threading.current_thread() is threading.main_thread())
         for text in ("four", "two"):
             await batcher.classify([text])
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        return here
 
-    asyncio.run(asyncio.wait_for(main(), 60))
-    assert here == [False, True]
+    assert run(work, max_wait_s=0.0, inline_tokens=3) == [False, True]
 
 
 def test_requests_that_came_while_a_small_batch_was_computed_share_the_next() -> None:
-    async def main() -> list[list[str | None]]:
-        batches: list[list[str | None]] = []
+    async def work(batcher: Batcher, model: Model) -> list[list[str | None]]:
         others: list[asyncio.Task[Predictions]] = []
 
         async def ask(text: str, turns: int) -> Predictions:
@@ -234,30 +223,17 @@ def test_requests_that_came_while_a_small_batch_was_computed_share_the_next() ->
                 await asyncio.sleep(0)
             return await batcher.classify([text])
 
-        def predict(texts: Texts) -> Predictions:
-            batches.append(list(texts))
-            if texts == ["first"]:
-                others.append(asyncio.create_task(ask("soon", 0)))
-                others.append(asyncio.create_task(ask("after three turns", 3)))
-            return predictions_of(texts)
+        def begin_others() -> None:
+            model.meanwhile = lambda: None
+            others.append(asyncio.create_task(ask("soon", 0)))
+            others.append(asyncio.create_task(ask("after three turns", 3)))
 
-        batcher = Batcher(
-            predict,
-            lambda text: len(text or ""),
-            batch_tokens=10**9,
-            max_wait_s=0.0,
-            max_queue_rows=10,
-            on_batch=ignore,
-            inline_tokens=10**9,
-        )
-        running = asyncio.create_task(batcher.run())
+        model.meanwhile = begin_others
         await batcher.classify(["first"])
         await asyncio.gather(*others)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        return batches
+        return model.batches
 
-    found = asyncio.run(asyncio.wait_for(main(), 60))
+    found = run(work, max_wait_s=0.0, inline_tokens=100)
     assert found == [["first"], ["soon", "after three turns"]]
 
 
