@@ -8,15 +8,20 @@ import numpy.typing as npt
 
 from batchclf.errors import ConfigError
 
-# What starting one more batch costs, as a share of the token budget. A batch may end before its
-# budget is full when that saves more padding than this. On lognormal article lengths (mean 450,
-# cut at 1024, budget 4096, windows of 64 batches) full batches waste 1.3 to 1.9%; this share
-# wastes 1.0 to 1.2% with one batch in eight more, 1/32 wastes 1.1 to 1.5% with one in sixteen.
+# What starting one more batch costs at least, as a share of the token budget. A batch may end
+# before its budget is full when that saves more padding than this. On lognormal article lengths
+# (mean 450, cut at 1024, budget 4096, windows of 64 batches) full batches waste 1.3 to 1.9%; this
+# share wastes 1.0 to 1.2% with one batch in eight more, 1/32 wastes 1.1 to 1.5% with one in
+# sixteen.
 _BATCH_COST = 1 / 64
 
 
 def plan_batches(
-    lengths: Sequence[int] | npt.NDArray[np.integer[Any]], max_tokens: int, grain: int = 1
+    lengths: Sequence[int] | npt.NDArray[np.integer[Any]],
+    max_tokens: int,
+    grain: int = 1,
+    *,
+    batch_cost: float = 0.0,
 ) -> list[npt.NDArray[np.int64]]:
     """Cut examples, sorted by length, into batches under a token budget.
 
@@ -30,6 +35,8 @@ def plan_batches(
         max_tokens: the token budget of one batch, padding included.
         grain: lengths count as their next multiple of this, and large batches hold a multiple of
             it, so that few different shapes occur.
+        batch_cost: tokens that are computed in the time that starting one more batch takes; never
+            taken for less than a small share of the budget.
 
     Returns:
         One array of positions in `lengths` for each batch.
@@ -45,6 +52,7 @@ def plan_batches(
     real_tokens = np.concatenate(([0], np.cumsum(descending)))
     longest_first = descending.tolist()
     batches: list[npt.NDArray[np.int64]] = []
+    cost = max(batch_cost, max_tokens * _BATCH_COST)
     start = 0
     while start < len(order):
         longest = longest_first[start]
@@ -53,12 +61,31 @@ def plan_batches(
             computed = longest * np.arange(end - start, 0, -1)
             real = real_tokens[end:start:-1] - real_tokens[start]
             # Counted from the full batch down: of equally good ends the last one is taken.
-            end -= int(np.argmin((max_tokens * _BATCH_COST + computed) / real))
+            end -= int(np.argmin((cost + computed) / real))
         if end - start > 2 * grain:
             end -= (end - start) % grain
         batches.append(order[start:end])
         start = end
     return batches
+
+
+def split_evenly(lengths: npt.NDArray[np.int64], count: int) -> list[npt.NDArray[np.int64]]:
+    """Part examples, sorted by length, into shares with about as many tokens each.
+
+    Args:
+        lengths: [examples] tokens of each example, 0 or more.
+        count: of shares; there are fewer where examples are few or of very unequal lengths.
+
+    Returns:
+        Positions in `lengths` for each share, the longest first; none is empty.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    if not len(order) or not ends[-1]:
+        return [order] if len(order) else []
+    middles = ends - lengths[order] / 2
+    share = np.minimum(middles * count / ends[-1], count - 1).astype(np.int64)
+    return np.split(order, np.flatnonzero(np.diff(share)) + 1)
 
 
 def pack_batches(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
-from batchclf.batching import padding_waste, plan_batches, spread
+from batchclf.batching import padding_waste, spread
 from batchclf.checkpoint import load, save
 from batchclf.compute import Compute, open_model
 from batchclf.config import Backend, CutSettings, ModelSettings, ReadSettings
@@ -218,7 +218,7 @@ def _inspect(
     encoded = encoder.encode(list(texts))
     engine = Engine(build_model(checkpoint, compute), compute)
     lengths = encoded.num_tokens[encoded.num_tokens > 0].astype(np.int64)
-    waste = padding_waste(lengths, plan_batches(lengths, engine.max_batch_tokens, engine.grain))
+    waste = padding_waste(lengths, engine.plan(lengths))
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     some = spread(len(lengths), _NUM_RESCORED)
     few = np.concatenate([encoded.ids[offsets[row] : offsets[row + 1]] for row in some])

@@ -5,11 +5,10 @@ C classes.
 """
 # ruff: noqa: N803, N806, N815 - names of arrays end in their shape, in capitals
 
-import functools
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from batchclf.batching import plan_batches, unique_rows
+from batchclf.batching import plan_batches, split_evenly, unique_rows
 from batchclf.checkpoint import Checkpoint
 from batchclf.compute import Compute
 from batchclf.lane import Lane, Loaded
@@ -26,6 +25,7 @@ from batchclf.model import GPT2Classifier
 from batchclf.model_config import ModelConfig
 from batchclf.openvino_model import hand_over
 from batchclf.packed import pack
+from batchclf.streams import Streams, num_cores, num_cpu_streams
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +38,11 @@ _CUDA_BATCH_TOKENS = 65536
 # and 4157. Beyond the bounds nothing was gained.
 _CPU_ACTIVATION_BYTES = 3 << 20
 _CPU_BATCH_TOKENS = (512, 8192)
-# A CPU computes that many batches side by side, each on cores of its own: 1.1 to 1.4 times as fast
-# as one batch on both of two cores. More would wait for Python's lock.
-_MOST_STREAMS = 16
 # On a CPU in bfloat16, every new shape of a batch costs 2 to 3 MB that stay (compiled kernels of
 # oneDNN), so shapes are multiples of this. In float32 and on a GPU they cost nothing.
 _CPU_BFLOAT16_GRAIN = 8
-# Products that a core should have to do, about two milliseconds of them: to wake threads that sleep
-# takes time too. With a pause of 2 ms before each, texts of 352 tokens in all took the small model
-# 3.4 ms on one core of two and 4.0 ms on both, 2,048 tokens 17 ms and 13 ms.
-_CORE_FLOPS = 800_000_000
-# Of equal parts of a little work, for texts of unequal lengths.
-_SPARE = 1.125
+# FLOPs a layer that are done in the time that starting one more batch takes.
+_BATCH_FLOPS = 40_000_000
 # A GPU has so many batches to go on with. More would fill its queue of kernels, about a thousand,
 # and whoever launches one more then waits with Python's lock in hand.
 _MOST_LAUNCHED = 3
@@ -72,8 +65,8 @@ def build_model(checkpoint: Checkpoint, compute: Compute) -> GPT2Classifier:
         return hand_over(
             checkpoint.build_model(),
             "bfloat16" if compute.dtype == torch.bfloat16 else "float32",
-            _cpu_streams(),
-            _num_cores(),
+            num_cpu_streams(),
+            num_cores(),
             compute.build.graph if compute.build else None,
         )
     model = checkpoint.build_model(compute.dtype, compute.device)
@@ -86,16 +79,6 @@ def _batch_tokens(compute: Compute, config: ModelConfig) -> int:
     fewest, most = _CPU_BATCH_TOKENS
     fitting = _CPU_ACTIVATION_BYTES // (config.inner_size * compute.dtype.itemsize)
     return max(fewest, min(fitting, most))
-
-
-@functools.cache
-def _num_cores() -> int:
-    """As many as torch would use. Asked once: it changes with what the streams are given."""
-    return torch.get_num_threads()
-
-
-def _cpu_streams() -> int:
-    return min(_num_cores(), _MOST_STREAMS)
 
 
 @dataclass(frozen=True)
@@ -169,11 +152,16 @@ class Engine:
         self._least_window_tokens = 0 if max_batch_tokens else _LEAST_WINDOW_TOKENS
         is_cpu = compute.device.type == "cpu"
         self.grain = _CPU_BFLOAT16_GRAIN if is_cpu and compute.dtype == torch.bfloat16 else 1
-        self.num_streams = num_streams or (_cpu_streams() if is_cpu else 1)
         self.lane = lane if is_cpu or lane else Lane(self._model)
-        self._stream_cores = max(_num_cores() // self.num_streams, 1)
-        self._streams = _compute_threads(self.num_streams, self._stream_cores)
-        self._whole = _compute_threads(1, _num_cores())
+        self._streams = Streams(
+            num_streams or (num_cpu_streams() if is_cpu else 1),
+            joins=compute.backend != "openvino",  # each of its requests has a stream's cores
+        )
+
+    @property
+    def num_streams(self) -> int:
+        """Batches that are computed side by side."""
+        return self._streams.count
 
     @property
     def window_tokens(self) -> int:
@@ -187,13 +175,36 @@ class Engine:
 
     def close(self) -> None:
         """End the threads; nothing can be predicted any more."""
-        self._streams.shutdown()
-        self._whole.shutdown()
+        self._streams.close()
 
     def settle_here(self) -> None:
         """Prepare the calling thread for small batches, which it then computes itself."""
         if self.lane is None:
-            torch.set_num_threads(self._stream_cores)
+            self._streams.settle_here()
+
+    def plan(self, lengths: IntArray) -> list[IntArray]:
+        """Batches of examples, as they are computed together.
+
+        Args:
+            lengths: [examples] tokens of each.
+
+        Returns:
+            Positions in `lengths` for each batch.
+        """
+        parts = [np.arange(len(lengths))]
+        if int(lengths.sum()) < self.num_streams * self.max_batch_tokens:
+            # Full batches would leave a stream without any.
+            smaller = split_evenly(lengths, self.num_streams)
+            if self._streams.is_better_in_parts([self._flops(lengths[part]) for part in smaller]):
+                parts = smaller
+        batch_cost = _BATCH_FLOPS * self._config.num_layers / self._config.flops_per_token
+        return [
+            part[batch]
+            for part in parts
+            for batch in plan_batches(
+                lengths[part], self.max_batch_tokens, self.grain, batch_cost=batch_cost
+            )
+        ]
 
     def predict(
         self,
@@ -230,8 +241,7 @@ class Engine:
         loaded = None
         batches: list[IntArray] = []
         if self.lane is None:
-            budget = self._budget(int(lengths[first_U].sum()))
-            batches = plan_batches(lengths[first_U], budget, self.grain)
+            batches = self.plan(lengths[first_U])
         else:
             # A lane computes its texts as they lie, so they are sorted here.
             order_U = np.argsort(-lengths[first_U], kind="stable")
@@ -314,7 +324,9 @@ class Engine:
         ids, starts_U, lengths_U = prepared.ids, prepared.starts_U, prepared.lengths_U
         queue = list(reversed(prepared.batches))
         is_lone = len(queue) == 1
-        submit = self._submit_lone(int(lengths_U.sum())) if is_lone else self._streams.submit
+        submit = self._streams.submit
+        if is_lone:
+            submit = self._streams.submit_lone(self._flops(lengths_U))
         pending: deque[tuple[IntArray, Future[torch.Tensor]]] = deque()
         try:
             while queue or pending:
@@ -336,30 +348,8 @@ class Engine:
                 future.cancel()
             wait([future for _, future in pending])
 
-    def _budget(self, num_tokens: int) -> int:
-        """Of one batch of so many tokens: less where full ones would leave a stream without any."""
-        if not self.max_batch_tokens < num_tokens < self.num_streams * self.max_batch_tokens:
-            return self.max_batch_tokens
-        parts = max(min(self.num_streams, int(self._cores_worth(num_tokens))), 1)
-        return min(int(num_tokens / parts * _SPARE) + 1, self.max_batch_tokens)
-
-    def _submit_lone(self, num_tokens: int) -> Callable[..., Future[torch.Tensor]]:
-        """How to compute one batch with nothing beside it: on all cores, where it is worth them.
-
-        In the caller's thread if torch uses as many cores there: to hand it to another thread, and
-        its logits back, would take time for nothing. The number is not changed for a batch, since
-        torch then forgets the kernels that it has ready.
-        """
-        if self.compute.backend == "openvino":  # each of its requests has a stream's cores
-            return self._streams.submit
-        is_large = self._cores_worth(num_tokens) > max(_num_cores() // 2, 1)
-        if torch.get_num_threads() == (_num_cores() if is_large else self._stream_cores):
-            return _run_here
-        return self._whole.submit if is_large else self._streams.submit
-
-    def _cores_worth(self, num_tokens: int) -> float:
-        """How many cores have enough to do with so many tokens."""
-        return num_tokens * self._config.flops_per_token / _CORE_FLOPS
+    def _flops(self, lengths: IntArray) -> float:
+        return float(lengths.sum()) * self._config.flops_per_token
 
     @torch.inference_mode()
     def _forward(
@@ -399,33 +389,6 @@ class Engine:
         """Remember that a batch of so many tokens did not fit."""
         self.max_batch_tokens = min(self.max_batch_tokens, max(num_tokens // 2, 1))
         log.warning("out of device memory: batches of at most %d tokens now", self.max_batch_tokens)
-
-
-def _compute_threads(count: int, num_cores: int) -> ThreadPoolExecutor:
-    """Threads with so many cores each; none is started before it has something to do."""
-    return ThreadPoolExecutor(
-        count,
-        thread_name_prefix="compute",
-        initializer=_use_cores,
-        initargs=(num_cores,),
-    )
-
-
-def _use_cores(count: int) -> None:
-    """Have torch use so many in this thread."""
-    # Asked first: else the thread's first operation takes over what another one has set since.
-    torch.get_num_threads()
-    torch.set_num_threads(count)
-
-
-def _run_here(function: Callable[..., torch.Tensor], *args: Any) -> Future[torch.Tensor]:
-    """Like `submit` of a thread pool, in the caller's own thread."""
-    future: Future[torch.Tensor] = Future()
-    try:
-        future.set_result(function(*args))
-    except torch.OutOfMemoryError as error:
-        future.set_exception(error)
-    return future
 
 
 def _tell_too_long(num_tokens: int) -> None:

@@ -243,12 +243,7 @@ class PlanJob:
         shares = self._shares()
         self._labelling.tune(tools.engine, max(map(_num_rows, shares), default=0))
         windows = self._windows(sample, tools)
-        computed = computed_tokens(
-            windows,
-            tools.engine.max_batch_tokens,
-            tools.engine.grain,
-            self._checkpoint.config.longest,
-        )
+        computed = computed_tokens(windows, tools.engine, self._checkpoint.config.longest)
         speed = None
         if windows.num_texts and self._settings.tokens_per_second is None:
             began = time.perf_counter()

@@ -6,7 +6,9 @@ The logits of `model._Transformer`, in less time:
   call. Biases, GELU and the residual are added while a product is still in the registers;
 - no more than a few sizes of products occur. oneDNN compiles each one and keeps it: 1.6 MB for
   each of a layer's four products, measured on AMX in bfloat16. So tokens are filled up to a
-  multiple of a few dozen.
+  multiple of a few dozen;
+- a small float32 model multiplies few tokens as torch does, with weights that are kept as they were
+  besides: to look up a packed product takes longer then than to compute it.
 
 Shapes: B rows of a batch, T tokens of the longest row, M tokens that are multiplied at once (B x T
 filled up), H hidden size, N attention heads, D size of a head.
@@ -21,12 +23,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from batchclf.attention import attend
-from batchclf.model import GPT2Classifier
+from batchclf.model import ACTIVATIONS, GPT2Classifier
 
 log = logging.getLogger(__name__)
 
 TOKENS_GRAIN = 32  # of tokens that are multiplied at once
 _TYPICAL_TOKENS = 1024  # that the layout is chosen for
+# Measured on a core with AVX2: to look up a packed product takes 55 microseconds. With 128 x 512
+# weights 32 tokens took 192 packed and 143 plain, 224 tokens 886 and 897. With 768 x 3072 weights
+# packed ones are the faster from 16 tokens on.
+_FEW_TOKENS = 64
+_FEW_WEIGHTS = 1 << 18  # of the largest product of a layer
 _OPS = torch.ops.mkldnn  # what torch's own compiler calls for packed products
 # Activation functions that oneDNN knows, as it is told: name and variant.
 _FUSED = {
@@ -80,15 +87,25 @@ def can_pack(dtype: torch.dtype) -> bool:
 
 
 class PackedLinear:
-    """A linear layer with its weight in oneDNN's layout."""
+    """A linear layer with its weight in oneDNN's layout.
 
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+    Args:
+        weight, bias: as of `nn.Linear`.
+        few_tokens: up to so many are multiplied with the weight as it was.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, few_tokens: int = 0) -> None:
         with torch.inference_mode():
             own = weight.detach().contiguous()
             self._weight = _OPS._reorder_linear_weight(own, _TYPICAL_TOKENS)  # noqa: SLF001
+        self._plain = own.clone() if few_tokens else None
+        self._few_tokens = few_tokens
         self._bias = bias.detach().clone()
 
     def __call__(self, input_MH: Tensor) -> Tensor:
+        """The product."""
+        if self._plain is not None and len(input_MH) <= self._few_tokens:
+            return F.linear(input_MH, self._plain, self._bias)
         output: Tensor = _OPS._linear_pointwise(  # noqa: SLF001
             input_MH, self._weight, self._bias, "none", [], ""
         )
@@ -96,6 +113,8 @@ class PackedLinear:
 
     def activated(self, input_MH: Tensor, activation: str) -> Tensor:
         """The activation function of the product."""
+        if self._plain is not None and len(input_MH) <= self._few_tokens:
+            return ACTIVATIONS[activation](F.linear(input_MH, self._plain, self._bias))
         name, variant = _FUSED[activation]
         output: Tensor = _OPS._linear_pointwise(  # noqa: SLF001
             input_MH, self._weight, self._bias, name, [], variant
@@ -104,6 +123,8 @@ class PackedLinear:
 
     def added(self, input_MH: Tensor, residual_MH: Tensor) -> Tensor:
         """The product plus a residual."""
+        if self._plain is not None and len(input_MH) <= self._few_tokens:
+            return F.linear(input_MH, self._plain, self._bias).add_(residual_MH)
         output: Tensor = _OPS._linear_pointwise.binary(  # noqa: SLF001
             input_MH, residual_MH, self._weight, self._bias, "add"
         )
@@ -113,26 +134,28 @@ class PackedLinear:
 class _PackedBlock:
     """One layer: what `model._Block` computes."""
 
-    def __init__(self, block: Any, activation: str, *, is_last: bool) -> None:
+    def __init__(self, block: Any, activation: str, few_tokens: int, *, is_last: bool) -> None:
+        def packed(weight: Tensor, bias: Tensor) -> PackedLinear:
+            return PackedLinear(weight, bias, few_tokens)
+
         attention, mlp = block.attn, block.mlp
+        self._few_tokens = few_tokens
         self._activation = activation
         self._num_heads, self._scale = attention.num_heads, attention.scale
         self._ln_1, self._ln_2 = block.ln_1, block.ln_2
         joined, size = attention.c_attn, attention.c_attn.in_features
-        self._query_key_value = PackedLinear(joined.weight, joined.bias)
+        self._query_key_value = packed(joined.weight, joined.bias)
         # The last layer may be asked for the query of one token of each row.
-        self._query = PackedLinear(joined.weight[:size], joined.bias[:size]) if is_last else None
-        self._key_value = (
-            PackedLinear(joined.weight[size:], joined.bias[size:]) if is_last else None
-        )
-        self._attention_output = PackedLinear(attention.c_proj.weight, attention.c_proj.bias)
-        self._inner = PackedLinear(mlp.c_fc.weight, mlp.c_fc.bias)
-        self._outer = PackedLinear(mlp.c_proj.weight, mlp.c_proj.bias)
+        self._query = packed(joined.weight[:size], joined.bias[:size]) if is_last else None
+        self._key_value = packed(joined.weight[size:], joined.bias[size:]) if is_last else None
+        self._attention_output = packed(attention.c_proj.weight, attention.c_proj.bias)
+        self._inner = packed(mlp.c_fc.weight, mlp.c_fc.bias)
+        self._outer = packed(mlp.c_proj.weight, mlp.c_proj.bias)
 
     def __call__(self, hidden_MH: Tensor, batch: int, tokens: int) -> Tensor:
         joined_MH = self._query_key_value(self._ln_1(hidden_MH))
         query, key, value = self._heads(joined_MH, batch, tokens, 3)
-        attended_MH = _fill_up(attend(query, key, value, self._scale))
+        attended_MH = self._fill_up(attend(query, key, value, self._scale))
         return self._feed_forward(self._attention_output.added(attended_MH, hidden_MH))
 
     def pooled(self, hidden_MH: Tensor, batch: int, tokens: int, lengths_B: Tensor) -> Tensor:
@@ -141,21 +164,24 @@ class _PackedBlock:
             raise ValueError("only the last layer is packed for one token of each row")
         normed_MH = self._ln_1(hidden_MH)
         last_B = torch.arange(batch) * tokens + lengths_B - 1
-        (query,) = self._heads(self._query(_fill_up(normed_MH[last_B])), batch, 1, 1)
+        (query,) = self._heads(self._query(self._fill_up(normed_MH[last_B])), batch, 1, 1)
         key, value = self._heads(self._key_value(normed_MH), batch, tokens, 2)
         seen_BT = torch.arange(tokens) < lengths_B[:, None]
         attended_BN1D = F.scaled_dot_product_attention(
             query, key, value, attn_mask=seen_BT[:, None, None, :], scale=self._scale
         )
-        attended_MH = _fill_up(attended_BN1D.flatten(1))
+        attended_MH = self._fill_up(attended_BN1D.flatten(1))
         return self._feed_forward(
-            self._attention_output.added(attended_MH, _fill_up(hidden_MH[last_B]))
+            self._attention_output.added(attended_MH, self._fill_up(hidden_MH[last_B]))
         )
 
     def alone(self, hidden_MH: Tensor) -> Tensor:
         """Tokens that attend to nothing: zeros go into the output projection."""
         nothing_MH = torch.zeros_like(hidden_MH)
         return self._feed_forward(self._attention_output.added(nothing_MH, hidden_MH))
+
+    def _fill_up(self, hidden_MH: Tensor) -> Tensor:
+        return _fill_up(hidden_MH, self._few_tokens)
 
     def _heads(self, joined_MH: Tensor, batch: int, tokens: int, count: int) -> tuple[Tensor, ...]:
         real = joined_MH[: batch * tokens]
@@ -174,12 +200,15 @@ class _PackedTransformer(nn.Module):
         super().__init__()
         original = model.transformer
         self.wte, self.wpe, self.ln_f = original.wte, original.wpe, original.ln_f
+        self._few_tokens = _few_tokens(model)
         self._layers: list[_PackedBlock] = []
         # One after the other, so that no more than one layer is here twice.
         while len(original.h):
             block = original.h.pop(0)
             is_last = not len(original.h)
-            self._layers.append(_PackedBlock(block, model.config.activation, is_last=is_last))
+            self._layers.append(
+                _PackedBlock(block, model.config.activation, self._few_tokens, is_last=is_last)
+            )
 
     def forward(self, ids_BT: Tensor, positions_T: Tensor) -> Tensor:
         """The final hidden states of all tokens, [B, T, H]."""
@@ -207,14 +236,22 @@ class _PackedTransformer(nn.Module):
         return self._final(hidden_MH[: batch * tokens]).view(batch, tokens, -1)
 
     def _embed(self, ids_BT: Tensor, positions_T: Tensor) -> Tensor:
-        return _fill_up((self.wte(ids_BT) + self.wpe(positions_T)).flatten(0, 1))
+        hidden_BTH = self.wte(ids_BT) + self.wpe(positions_T)
+        return _fill_up(hidden_BTH.flatten(0, 1), self._few_tokens)
 
     def _final(self, hidden_MH: Tensor) -> Tensor:
         normed_MH: Tensor = self.ln_f(hidden_MH)
         return normed_MH
 
 
-def _fill_up(hidden_MH: Tensor) -> Tensor:
-    """Rows of zeros at the end, up to a multiple of the grain."""
-    missing = -len(hidden_MH) % TOKENS_GRAIN
+def _few_tokens(model: GPT2Classifier) -> int:
+    """Up to how many tokens are multiplied with weights that are not packed."""
+    is_float32 = model.transformer.wte.weight.dtype == torch.float32
+    is_small = model.config.hidden_size * model.config.inner_size <= _FEW_WEIGHTS
+    return _FEW_TOKENS if is_float32 and is_small else 0
+
+
+def _fill_up(hidden_MH: Tensor, few_tokens: int) -> Tensor:
+    """Rows of zeros at the end, up to a multiple of the grain; none where they are so few."""
+    missing = -len(hidden_MH) % TOKENS_GRAIN if len(hidden_MH) > few_tokens else 0
     return F.pad(hidden_MH, (0, 0, 0, missing)) if missing else hidden_MH

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchclf.batching import plan_batches, spread
+from batchclf.batching import spread
+from batchclf.engine import Engine
 from batchclf.estimates import Windows, make_windows
 from batchclf.shards import Shard
 from batchclf.source import RowBatch
@@ -111,19 +112,18 @@ class Speed:
         )
 
 
-def computed_tokens(windows: Windows, max_tokens: int, grain: int, longest: int) -> int:
+def computed_tokens(windows: Windows, engine: Engine, longest: int) -> int:
     """Tokens that are computed for texts of these lengths, padding included.
 
     Args:
         windows: what is sorted together.
-        max_tokens: the token budget of a batch.
-        grain: rows are padded to a multiple of it.
+        engine: what will compute them.
         longest: that the model can read.
     """
     total = 0
     for lengths in windows.lengths:
-        for batch in plan_batches(lengths, max_tokens, grain):
-            padded = -(-int(lengths[batch].max()) // grain) * grain
+        for batch in engine.plan(lengths):
+            padded = -(-int(lengths[batch].max()) // engine.grain) * engine.grain
             total += min(padded, longest) * len(batch)
     return total
 
@@ -244,7 +244,7 @@ class Speedometer:
         lengths, rows = self._lengths(parts)
         engine = self._tools.engine
         windows = make_windows(lengths, rows, engine.window_tokens, len(lengths))
-        return computed_tokens(windows, engine.max_batch_tokens, engine.grain, self._longest)
+        return computed_tokens(windows, engine, self._longest)
 
     def _shard_s(self, parts: Sequence[RowBatch], row_s: float) -> float:
         """What it costs to open, write and publish one more shard."""

@@ -5,7 +5,14 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, strategies as st
 
-from batchclf.batching import pack_batches, padding_waste, plan_batches, spread, unique_rows
+from batchclf.batching import (
+    pack_batches,
+    padding_waste,
+    plan_batches,
+    split_evenly,
+    spread,
+    unique_rows,
+)
 from batchclf.errors import ConfigError
 
 lengths_lists = st.lists(st.integers(0, 60), max_size=120)
@@ -82,6 +89,37 @@ def test_a_grain_leaves_few_shapes_of_batches() -> None:
 def test_a_batch_ends_early_where_padding_would_cost_more_than_another_batch() -> None:
     batches = plan_batches([100] * 4 + [10] * 4, max_tokens=1000)
     assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_a_batch_goes_on_where_another_one_would_cost_more_than_padding() -> None:
+    batches = plan_batches([100] * 4 + [60] * 4, max_tokens=1000, batch_cost=500)
+    assert [batch.tolist() for batch in batches] == [[0, 1, 2, 3, 4, 5, 6, 7]]
+
+
+@given(lengths_lists, st.integers(1, 9))
+def test_shares_are_a_partition_and_none_is_empty(lengths: list[int], count: int) -> None:
+    shares = split_evenly(np.array(lengths, np.int64), count)
+    assert sorted(int(i) for share in shares for i in share) == list(range(len(lengths)))
+    assert all(len(share) for share in shares)
+
+
+@given(lengths_lists, st.integers(1, 9))
+def test_there_are_no_more_shares_than_asked_for(lengths: list[int], count: int) -> None:
+    assert len(split_evenly(np.array(lengths, np.int64), count)) <= count
+
+
+@given(lengths_lists.filter(any), st.integers(1, 9))
+def test_no_share_is_larger_than_an_equal_one_by_more_than_an_example(
+    lengths: list[int], count: int
+) -> None:
+    tokens = np.array(lengths, np.int64)
+    shares = split_evenly(tokens, count)
+    assert max(tokens[share].sum() for share in shares) <= sum(lengths) / count + max(lengths)
+
+
+def test_the_longest_examples_are_in_the_first_share() -> None:
+    shares = split_evenly(np.array([10, 40, 10, 30, 30]), 2)
+    assert [share.tolist() for share in shares] == [[1, 3], [4, 0, 2]]
 
 
 def test_a_budget_below_one_token_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-import batchclf.engine
+import batchclf.streams
 from batchclf.compute import Compute, choose_compute
 from batchclf.engine import Engine
 from batchclf.errors import ConfigError
@@ -183,7 +183,7 @@ def test_the_dtype_that_was_asked_for_is_taken() -> None:
 @pytest.fixture
 def costly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every token is worth a core."""
-    monkeypatch.setattr(batchclf.engine, "_CORE_FLOPS", 1)
+    monkeypatch.setattr(batchclf.streams, "_CORE_FLOPS", 1)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -194,25 +194,35 @@ def torch_threads(request: pytest.FixtureRequest) -> Iterator[int]:
     torch.set_num_threads(before)
 
 
+def sizes_of_batches(engine: Engine, texts: Sequence[list[int]]) -> list[int]:
+    sizes: list[int] = []
+    engine.predict(*joined(texts), lambda _, num_tokens: sizes.append(num_tokens))
+    return sizes
+
+
 @pytest.mark.usefixtures("costly")
 def test_what_is_more_than_a_batch_and_less_than_all_streams_compute_is_spread_over_them(
     model: GPT2Classifier,
 ) -> None:
     texts = [[number, *[5] * 9] for number in range(1, 13)]  # 120 tokens
-    sizes: list[int] = []
-    Engine(model, CPU, 100, num_streams=2).predict(
-        *joined(texts), lambda _, num_tokens: sizes.append(num_tokens)
-    )
-    assert sizes == [60, 60]
+    assert sizes_of_batches(Engine(model, CPU, 100, num_streams=2), texts) == [60, 60]
 
 
 def test_work_that_is_not_worth_two_cores_is_not_spread(model: GPT2Classifier) -> None:
     texts = [[number, *[5] * 9] for number in range(1, 13)]
-    sizes: list[int] = []
-    Engine(model, CPU, 100, num_streams=2).predict(
-        *joined(texts), lambda _, num_tokens: sizes.append(num_tokens)
-    )
-    assert sizes == [100, 20]
+    assert sizes_of_batches(Engine(model, CPU, 100, num_streams=2), texts) == [100, 20]
+
+
+@pytest.mark.usefixtures("costly")
+def test_a_batch_that_is_worth_it_is_cut_up_among_the_streams(model: GPT2Classifier) -> None:
+    texts = [[number, *[5] * 9] for number in range(1, 9)]
+    assert sizes_of_batches(Engine(model, CPU, 1000, num_streams=2), texts) == [40, 40]
+
+
+@pytest.mark.usefixtures("costly")
+def test_texts_that_cannot_be_shared_equally_stay_together(model: GPT2Classifier) -> None:
+    texts = [[1] * 30, [2, 3]]
+    assert sizes_of_batches(Engine(model, CPU, 1000, num_streams=2), texts) == [32]
 
 
 @pytest.mark.usefixtures("costly")

@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from batchclf.model import GPT2Classifier
 from batchclf.model_config import ModelConfig
-from batchclf.packed import pack
+from batchclf.packed import _few_tokens, pack
 
 LONGEST = 48
 
@@ -58,6 +58,23 @@ def test_every_activation_is_what_the_model_asks_for(activation: str) -> None:
     model = random_model(activation=activation)
     wanted = logits(model, [5, 40, 17])
     torch.testing.assert_close(logits(pack(model), [5, 40, 17]), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_few_tokens_have_the_logits_of_packed_weights() -> None:
+    few, many = [5], [5, *[40] * 7]
+    together = logits(PACKED[id(LAST_TOKEN)], many)
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(len(many))
+        ids = torch.randint(1, 50, (len(many), max(many)), generator=generator)
+        alone = PACKED[id(LAST_TOKEN)](ids[:1, :5], torch.tensor(few))
+    torch.testing.assert_close(alone, together[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_only_a_small_float32_model_keeps_weights_beside_the_packed_ones() -> None:
+    small, half = random_model(), random_model()
+    half.transformer.to(torch.bfloat16)
+    large = random_model(hidden_size=512, inner_size=1024)
+    assert [_few_tokens(model) > 0 for model in (small, half, large)] == [True, False, False]
 
 
 def test_attention_scales_are_those_of_the_model() -> None:
