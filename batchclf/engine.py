@@ -124,9 +124,9 @@ class Prepared:
 class Engine:
     """A model on its device, with a token budget.
 
-    On a CPU several batches are computed side by side, each by a thread with cores of its own; with
-    torch, one that is alone has them all. On a GPU one follows the other, launched ahead: see
-    `lane`.
+    On a CPU several batches are computed side by side, each by a thread with cores of its own.
+    Little work is cut up among them, and with torch, one batch that is alone has all cores. On a
+    GPU one batch follows the other, launched ahead: see `lane`.
 
     Args:
         model: from `build_model`.
@@ -155,7 +155,8 @@ class Engine:
         self.lane = lane if is_cpu or lane else Lane(self._model)
         self._streams = Streams(
             num_streams or (num_cpu_streams() if is_cpu else 1),
-            joins=compute.backend != "openvino",  # each of its requests has a stream's cores
+            # each of OpenVINO's requests has a stream's cores
+            lone_has_all_cores=compute.backend != "openvino",
         )
 
     @property
@@ -183,7 +184,7 @@ class Engine:
             self._streams.settle_here()
 
     def plan(self, lengths: IntArray) -> list[IntArray]:
-        """Batches of examples, as they are computed together.
+        """Batches of examples, as they are computed together where there is no lane.
 
         Args:
             lengths: [examples] tokens of each.
@@ -191,20 +192,27 @@ class Engine:
         Returns:
             Positions in `lengths` for each batch.
         """
-        parts = [np.arange(len(lengths))]
-        if int(lengths.sum()) < self.num_streams * self.max_batch_tokens:
-            # Full batches would leave a stream without any.
-            smaller = split_evenly(lengths, self.num_streams)
-            if self._streams.is_better_in_parts([self._flops(lengths[part]) for part in smaller]):
-                parts = smaller
+        parts = self._parts(lengths)
         batch_cost = _BATCH_FLOPS * self._config.num_layers / self._config.flops_per_token
-        return [
+        batches = [
             part[batch]
             for part in parts
             for batch in plan_batches(
                 lengths[part], self.max_batch_tokens, self.grain, batch_cost=batch_cost
             )
         ]
+        if len(parts) > 1:  # the last one to begin should be the first to end
+            batches.sort(key=lambda batch: -len(batch) * int(lengths[batch].max()))
+        return batches
+
+    def _parts(self, lengths: IntArray) -> list[IntArray]:
+        """Shares of the streams, where full batches would leave one of them without any."""
+        num_tokens, flops = int(lengths.sum()), self._flops(lengths)
+        is_little = num_tokens < self.num_streams * self.max_batch_tokens
+        is_one_batch = num_tokens <= self.max_batch_tokens
+        if is_little and not (is_one_batch and self._streams.is_worth_all_cores(flops)):
+            return split_evenly(lengths, self._streams.num_parts(flops))
+        return [np.arange(len(lengths))]
 
     def predict(
         self,

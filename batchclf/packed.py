@@ -7,8 +7,8 @@ The logits of `model._Transformer`, in less time:
 - no more than a few sizes of products occur. oneDNN compiles each one and keeps it: 1.6 MB for
   each of a layer's four products, measured on AMX in bfloat16. So tokens are filled up to a
   multiple of a few dozen;
-- a small float32 model multiplies few tokens as torch does, with weights that are kept as they were
-  besides: to look up a packed product takes longer then than to compute it.
+- a small float32 model multiplies few tokens, not filled up, as torch does, with weights that are
+  kept as they were besides: to look up a packed product costs more then than packing saves.
 
 Shapes: B rows of a batch, T tokens of the longest row, M tokens that are multiplied at once (B x T
 filled up), H hidden size, N attention heads, D size of a head.
@@ -33,7 +33,7 @@ _TYPICAL_TOKENS = 1024  # that the layout is chosen for
 # weights 32 tokens took 192 packed and 143 plain, 224 tokens 886 and 897. With 768 x 3072 weights
 # packed ones are the faster from 16 tokens on.
 _FEW_TOKENS = 64
-_FEW_WEIGHTS = 1 << 18  # of the largest product of a layer
+_FEW_WEIGHTS = 1 << 18  # of a layer's largest product
 _OPS = torch.ops.mkldnn  # what torch's own compiler calls for packed products
 # Activation functions that oneDNN knows, as it is told: name and variant.
 _FUSED = {
@@ -104,8 +104,8 @@ class PackedLinear:
 
     def __call__(self, input_MH: Tensor) -> Tensor:
         """The product."""
-        if self._plain is not None and len(input_MH) <= self._few_tokens:
-            return F.linear(input_MH, self._plain, self._bias)
+        if (plain := self._plain_for(input_MH)) is not None:
+            return F.linear(input_MH, plain, self._bias)
         output: Tensor = _OPS._linear_pointwise(  # noqa: SLF001
             input_MH, self._weight, self._bias, "none", [], ""
         )
@@ -113,8 +113,8 @@ class PackedLinear:
 
     def activated(self, input_MH: Tensor, activation: str) -> Tensor:
         """The activation function of the product."""
-        if self._plain is not None and len(input_MH) <= self._few_tokens:
-            return ACTIVATIONS[activation](F.linear(input_MH, self._plain, self._bias))
+        if (plain := self._plain_for(input_MH)) is not None:
+            return ACTIVATIONS[activation](F.linear(input_MH, plain, self._bias))
         name, variant = _FUSED[activation]
         output: Tensor = _OPS._linear_pointwise(  # noqa: SLF001
             input_MH, self._weight, self._bias, name, [], variant
@@ -123,12 +123,15 @@ class PackedLinear:
 
     def added(self, input_MH: Tensor, residual_MH: Tensor) -> Tensor:
         """The product plus a residual."""
-        if self._plain is not None and len(input_MH) <= self._few_tokens:
-            return F.linear(input_MH, self._plain, self._bias).add_(residual_MH)
+        if (plain := self._plain_for(input_MH)) is not None:
+            return F.linear(input_MH, plain, self._bias).add_(residual_MH)
         output: Tensor = _OPS._linear_pointwise.binary(  # noqa: SLF001
             input_MH, residual_MH, self._weight, self._bias, "add"
         )
         return output
+
+    def _plain_for(self, input_MH: Tensor) -> Tensor | None:
+        return self._plain if len(input_MH) <= self._few_tokens else None
 
 
 class _PackedBlock:
@@ -247,7 +250,8 @@ class _PackedTransformer(nn.Module):
 def _few_tokens(model: GPT2Classifier) -> int:
     """Up to how many tokens are multiplied with weights that are not packed."""
     is_float32 = model.transformer.wte.weight.dtype == torch.float32
-    is_small = model.config.hidden_size * model.config.inner_size <= _FEW_WEIGHTS
+    hidden, inner = model.config.hidden_size, model.config.inner_size
+    is_small = hidden * max(3 * hidden, inner) <= _FEW_WEIGHTS
     return _FEW_TOKENS if is_float32 and is_small else 0
 
 

@@ -1,7 +1,7 @@
 """The cores of a CPU, shared among batches that are computed side by side."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -9,18 +9,18 @@ import torch
 
 # More batches side by side would wait for Python's lock.
 _MOST_STREAMS = 16
-# FLOPs that a core should have to do before one batch is given to all of them: at each of its
-# products they wait for each other, and to wake threads that sleep takes time too. On two cores
-# with AVX512-BF16, with a pause of 2 ms before each, texts of 352 tokens in all took the small
-# model 3.4 ms on one core and 4.0 ms on both, 2,048 tokens 17 ms and 13 ms.
+# FLOPs that half of the cores, but one at least, should have to do each before a lone batch is
+# given to all of them: at each of its products they wait for each other, and to wake threads that
+# sleep takes time too. On two cores with AVX512-BF16, with a pause of 2 ms before each, texts of
+# 352 tokens in all took the small model 3.4 ms on one core and 4.0 ms on both, 2,048 tokens 17 ms
+# and 13 ms.
 _CORE_FLOPS = 800_000_000
-# FLOPs that a stream should have to do before a batch is cut up among them: they wait for each
+# FLOPs that a stream should have to do before little work is cut up among them: they wait for each
 # other only once. On two cores with AVX2 texts of 400 tokens took the small model 17.5 ms as one
-# batch on one core and 12 ms as two, 170 tokens 9.4 and 9.0 ms.
+# batch on one core and 12 ms as two, 170 tokens 9.4 and 9.0 ms. What is worth all cores is not cut
+# up: with 124M parameters two texts of 14 tokens took 117 ms together and 221 ms side by side, and
+# 240 tokens for each core as long either way.
 _STREAM_FLOPS = 128_000_000
-# Side by side 1.1 to 1.4 times as much is computed as by all cores together, so the largest part
-# may be so much larger than an equal share.
-_MOST_UNEVEN = 1.25
 
 
 @functools.cache
@@ -41,12 +41,12 @@ class Streams:
 
     Args:
         count: batches that are computed side by side.
-        joins: whether one batch may be computed by all cores.
+        lone_has_all_cores: whether a batch with nothing beside it may be computed by all of them.
     """
 
-    def __init__(self, count: int, *, joins: bool) -> None:
+    def __init__(self, count: int, *, lone_has_all_cores: bool) -> None:
         self.count = count
-        self._joins = joins
+        self._lone_has_all_cores = lone_has_all_cores
         self._cores_each = max(num_cores() // count, 1)
         self._threads = _compute_threads(count, self._cores_each)
         self._whole = _compute_threads(1, num_cores())
@@ -58,18 +58,15 @@ class Streams:
 
     def settle_here(self) -> None:
         """Give the calling thread a stream's cores, so that it can compute small batches itself."""
-        torch.set_num_threads(self._cores_each)
+        _use_cores(self._cores_each)
 
-    def is_better_in_parts(self, flops: Sequence[float]) -> bool:
-        """Whether parts of little work are computed sooner side by side than together.
+    def num_parts(self, flops: float) -> int:
+        """Into how many parts little work may be cut, so that each is worth a stream."""
+        return max(min(int(flops // _STREAM_FLOPS), self.count), 1)
 
-        Args:
-            flops: of each part.
-        """
-        total = sum(flops)
-        if self._is_worth_all_cores(total):
-            return max(flops) * self.count <= _MOST_UNEVEN * total
-        return total >= self.count * _STREAM_FLOPS
+    def is_worth_all_cores(self, flops: float) -> bool:
+        """Whether one batch, with nothing beside it, is computed by all cores."""
+        return self._lone_has_all_cores and flops > max(num_cores() // 2, 1) * _CORE_FLOPS
 
     def submit(self, function: Callable[..., torch.Tensor], *args: Any) -> Future[torch.Tensor]:
         """Compute one batch of several."""
@@ -82,15 +79,12 @@ class Streams:
         its logits back, would take time for nothing. The number is not changed for a batch, since
         torch then forgets the kernels that it has ready.
         """
-        if not self._joins:
+        if not self._lone_has_all_cores:
             return self.submit
-        is_large = self._is_worth_all_cores(flops)
+        is_large = self.is_worth_all_cores(flops)
         if torch.get_num_threads() == (num_cores() if is_large else self._cores_each):
             return _run_here
         return self._whole.submit if is_large else self.submit
-
-    def _is_worth_all_cores(self, flops: float) -> bool:
-        return self._joins and flops > max(num_cores() // 2, 1) * _CORE_FLOPS
 
 
 def _compute_threads(count: int, cores_each: int) -> ThreadPoolExecutor:

@@ -89,6 +89,17 @@ def test_batches_side_by_side_give_the_same_logits(
     np.testing.assert_allclose(found.logits_NC, alone(MODEL, texts), atol=1e-5)
 
 
+@given(texts_lists, st.integers(1, 200), st.integers(2, 4))
+@settings(max_examples=30, deadline=None)
+def test_work_that_is_cut_up_gives_the_same_logits(
+    texts: list[list[int]], budget: int, num_streams: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batchclf.streams, "_STREAM_FLOPS", 1)
+        found = Engine(MODEL, CPU, budget, num_streams).predict(*joined(texts), ignore)
+    np.testing.assert_allclose(found.logits_NC, alone(MODEL, texts), atol=1e-5)
+
+
 @given(texts_lists, st.integers(1, 200))
 @settings(max_examples=50, deadline=None)
 def test_logits_stand_in_the_order_of_the_examples_whatever_the_budget(
@@ -182,8 +193,15 @@ def test_the_dtype_that_was_asked_for_is_taken() -> None:
 
 @pytest.fixture
 def costly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token is worth a core."""
+    """Every token is worth all cores."""
     monkeypatch.setattr(batchclf.streams, "_CORE_FLOPS", 1)
+    monkeypatch.setattr(batchclf.streams, "_STREAM_FLOPS", 1)
+
+
+@pytest.fixture
+def shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every token is worth a stream."""
+    monkeypatch.setattr(batchclf.streams, "_STREAM_FLOPS", 1)
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -213,24 +231,29 @@ def test_work_that_is_not_worth_two_cores_is_not_spread(model: GPT2Classifier) -
     assert sizes_of_batches(Engine(model, CPU, 100, num_streams=2), texts) == [100, 20]
 
 
-@pytest.mark.usefixtures("costly")
+@pytest.mark.usefixtures("shared_out")
 def test_a_batch_that_is_worth_it_is_cut_up_among_the_streams(model: GPT2Classifier) -> None:
     texts = [[number, *[5] * 9] for number in range(1, 9)]
     assert sizes_of_batches(Engine(model, CPU, 1000, num_streams=2), texts) == [40, 40]
 
 
 @pytest.mark.usefixtures("costly")
-def test_texts_that_cannot_be_shared_equally_stay_together(model: GPT2Classifier) -> None:
-    texts = [[1] * 30, [2, 3]]
-    assert sizes_of_batches(Engine(model, CPU, 1000, num_streams=2), texts) == [32]
+def test_a_batch_that_is_worth_all_cores_is_not_cut_up(model: GPT2Classifier) -> None:
+    texts = [[number, *[5] * 9] for number in range(1, 9)]
+    assert sizes_of_batches(Engine(model, CPU, 1000, num_streams=2), texts) == [80]
+
+
+@pytest.mark.usefixtures("shared_out")
+def test_the_largest_part_is_computed_first(model: GPT2Classifier) -> None:
+    texts = [[1] * 30, *([number, 7, 7, 7, 7] for number in range(2, 10))]
+    assert sizes_of_batches(Engine(model, CPU, 40, num_streams=2), texts) == [35, 30, 5]
 
 
 @pytest.mark.usefixtures("costly")
-@pytest.mark.parametrize("num_rows", [1, 40])
+@pytest.mark.parametrize("texts", [[[1, *[7] * 20]], [[1] * 30, [2, 3], [4]]], ids=["one", "three"])
 def test_a_lone_batch_on_all_cores_has_the_logits_of_many(
-    model: GPT2Classifier, num_rows: int, torch_threads: int
+    model: GPT2Classifier, texts: list[list[int]], torch_threads: int
 ) -> None:
-    texts = [[number, *[7] * 20] for number in range(1, num_rows + 1)]
     found = Engine(model, CPU).predict(*joined(texts), ignore)
     np.testing.assert_allclose(found.logits_NC, alone(model, texts), atol=1e-5)
     assert torch.get_num_threads() == torch_threads  # whoever asks keeps what it has

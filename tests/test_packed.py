@@ -70,7 +70,7 @@ def test_few_tokens_have_the_logits_of_packed_weights() -> None:
     torch.testing.assert_close(alone, together[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_only_a_small_float32_model_keeps_weights_beside_the_packed_ones() -> None:
+def test_only_a_small_float32_model_multiplies_few_tokens_without_packed_weights() -> None:
     small, half = random_model(), random_model()
     half.transformer.to(torch.bfloat16)
     large = random_model(hidden_size=512, inner_size=1024)

@@ -167,8 +167,7 @@ class Service:
         media = _media_of_body(headers)
         wanted = _media_of_answer(headers, media)
         read, details = _parameters(request.scope["query_string"], headers, self.settings.read)
-        body = await self.bodies.read(request)
-        try:
+        async with self.bodies.read(request) as body:
             rows = await self._read(body, media, read)
             began = time.perf_counter()
             predictions = await self._predict(request, batcher, rows, len(classifier.labels))
@@ -181,8 +180,6 @@ class Service:
                 content = write_answer(*write)
             else:
                 content = await asyncio.to_thread(write_answer, *write)
-        finally:
-            self.bodies.release(body)
         request.scope["state"]["noted"] = {
             "rows": len(predictions),
             "failed": len(predictions.errors),
@@ -213,11 +210,8 @@ class Service:
                 asked.set_exception(ClientDisconnect())
 
         connection: LimitedProtocol = request.scope["state"]["connection"]
-        connection.watch(give_up)
-        try:
+        with connection.watched(give_up):
             predictions = await asked
-        finally:
-            connection.watch(None)
         if not rows.errors:
             return predictions
         return replace(predictions, errors={**predictions.errors, **rows.errors})

@@ -1,6 +1,8 @@
 """Bodies of requests, read under limits of size, time and memory."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
@@ -26,8 +28,9 @@ class Bodies:
         self.num_bytes = 0
         self._limits = limits
 
-    async def read(self, request: Request) -> bytes:
-        """The body of a request; its memory counts until `release`.
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The body of a request; its memory counts as long as the context lasts.
 
         Raises:
             Refusal: it is too large, too slow, or there is no memory for it now.
@@ -54,15 +57,9 @@ class Bodies:
                 if size > held:
                     held += self._hold(size - held)
                 more = message.get("more_body", False)
-        except BaseException:
+            yield b"".join(chunks)
+        finally:
             self.num_bytes -= held
-            raise
-        self.num_bytes -= held - size
-        return b"".join(chunks)
-
-    def release(self, body: bytes) -> None:
-        """A body that was read is not needed any more."""
-        self.num_bytes -= len(body)
 
     async def _receive(self, request: Request, began: float, size: int) -> Message:
         """The next piece of a body, of which `size` bytes came since `began`."""

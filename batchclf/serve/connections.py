@@ -1,7 +1,8 @@
 """Connections under limits that uvicorn leaves to a proxy: their number, and slow headers."""
 
 from asyncio import TimerHandle, Transport
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -193,10 +194,15 @@ class LimitedProtocol(HttpToolsProtocol):
         """Send the head of an answer, which is written next, together with what follows it."""
         self._joining.keep_next()
 
-    def watch(self, on_gone: Callable[[], None] | None) -> None:
-        """Call `on_gone` should the client leave; None: no more."""
+    @contextmanager
+    def watched(self, on_gone: Callable[[], None]) -> Iterator[None]:
+        """Call `on_gone` should the client leave within the context."""
         self.flow.resume_reading()  # or we would not hear of it after a large body
         self._on_gone = on_gone
+        try:
+            yield
+        finally:
+            self._on_gone = None
 
     def abort(self) -> None:
         """Give the client up."""
