@@ -43,6 +43,8 @@ _CPU_BATCH_TOKENS = (512, 8192)
 _CPU_BFLOAT16_GRAIN = 8
 # FLOPs a layer that are done in the time that starting one more batch takes.
 _BATCH_FLOPS = 40_000_000
+# Tokens for each real one in a batch that is left whole for all cores.
+_MOST_PADDED = 1.25
 # A GPU has so many batches to go on with. More would fill its queue of kernels, about a thousand,
 # and whoever launches one more then waits with Python's lock in hand.
 _MOST_LAUNCHED = 3
@@ -125,8 +127,8 @@ class Engine:
     """A model on its device, with a token budget.
 
     On a CPU several batches are computed side by side, each by a thread with cores of its own.
-    Little work is cut up among them, and with torch, one batch that is alone has all cores. On a
-    GPU one batch follows the other, launched ahead: see `lane`.
+    Little work is cut up among them, and with torch, one batch that is alone has all cores where it
+    is worth them. On a GPU one batch follows the other, launched ahead: see `lane`.
 
     Args:
         model: from `build_model`.
@@ -184,7 +186,7 @@ class Engine:
             self._streams.settle_here()
 
     def plan(self, lengths: IntArray) -> list[IntArray]:
-        """Batches of examples, as they are computed together where there is no lane.
+        """Batches of examples, as they are computed together; about those of a lane, if there is.
 
         Args:
             lengths: [examples] tokens of each.
@@ -192,8 +194,10 @@ class Engine:
         Returns:
             Positions in `lengths` for each batch.
         """
-        parts = self._parts(lengths)
+        if self._is_better_whole(lengths):
+            return [np.argsort(-lengths, kind="stable")]
         batch_cost = _BATCH_FLOPS * self._config.num_layers / self._config.flops_per_token
+        parts = self._parts(lengths)
         batches = [
             part[batch]
             for part in parts
@@ -205,13 +209,20 @@ class Engine:
             batches.sort(key=lambda batch: -len(batch) * int(lengths[batch].max()))
         return batches
 
+    def _is_better_whole(self, lengths: IntArray) -> bool:
+        """Whether one batch of all, on all cores, is computed soonest."""
+        if not len(lengths):
+            return False
+        num_tokens = int(lengths.sum())
+        num_padded = self._num_columns(lengths) * len(lengths)
+        return num_padded <= min(
+            _MOST_PADDED * num_tokens, self.max_batch_tokens
+        ) and self._streams.is_better_whole(num_tokens, self._flops(lengths))
+
     def _parts(self, lengths: IntArray) -> list[IntArray]:
         """Shares of the streams, where full batches would leave one of them without any."""
-        num_tokens, flops = int(lengths.sum()), self._flops(lengths)
-        is_little = num_tokens < self.num_streams * self.max_batch_tokens
-        is_one_batch = num_tokens <= self.max_batch_tokens
-        if is_little and not (is_one_batch and self._streams.is_worth_all_cores(flops)):
-            return split_evenly(lengths, self._streams.num_parts(flops))
+        if int(lengths.sum()) < self.num_streams * self.max_batch_tokens:
+            return split_evenly(lengths, self._streams.num_parts(self._flops(lengths)))
         return [np.arange(len(lengths))]
 
     def predict(

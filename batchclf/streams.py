@@ -17,10 +17,12 @@ _MOST_STREAMS = 16
 _CORE_FLOPS = 800_000_000
 # FLOPs that a stream should have to do before little work is cut up among them: they wait for each
 # other only once. On two cores with AVX2 texts of 400 tokens took the small model 17.5 ms as one
-# batch on one core and 12 ms as two, 170 tokens 9.4 and 9.0 ms. What is worth all cores is not cut
-# up: with 124M parameters two texts of 14 tokens took 117 ms together and 221 ms side by side, and
-# 240 tokens for each core as long either way.
+# batch on one core and 12 ms as two, 170 tokens 9.4 and 9.0 ms.
 _STREAM_FLOPS = 128_000_000
+# Tokens that a stream should have before work is cut up that is worth all cores: each reads all the
+# weights. There 124M parameters took 117 ms for two texts of 14 tokens together and 221 ms side by
+# side; from so many on as long either way, or a little less.
+_STREAM_TOKENS = 240
 
 
 @functools.cache
@@ -64,9 +66,9 @@ class Streams:
         """Into how many parts little work may be cut, so that each is worth a stream."""
         return max(min(int(flops // _STREAM_FLOPS), self.count), 1)
 
-    def is_worth_all_cores(self, flops: float) -> bool:
-        """Whether one batch, with nothing beside it, is computed by all cores."""
-        return self._lone_has_all_cores and flops > max(num_cores() // 2, 1) * _CORE_FLOPS
+    def is_better_whole(self, num_tokens: int, flops: float) -> bool:
+        """Whether one batch is computed sooner by all cores than in parts side by side."""
+        return self._is_worth_all_cores(flops) and num_tokens < self.count * _STREAM_TOKENS
 
     def submit(self, function: Callable[..., torch.Tensor], *args: Any) -> Future[torch.Tensor]:
         """Compute one batch of several."""
@@ -81,10 +83,13 @@ class Streams:
         """
         if not self._lone_has_all_cores:
             return self.submit
-        is_large = self.is_worth_all_cores(flops)
+        is_large = self._is_worth_all_cores(flops)
         if torch.get_num_threads() == (num_cores() if is_large else self._cores_each):
             return _run_here
         return self._whole.submit if is_large else self.submit
+
+    def _is_worth_all_cores(self, flops: float) -> bool:
+        return self._lone_has_all_cores and flops > max(num_cores() // 2, 1) * _CORE_FLOPS
 
 
 def _compute_threads(count: int, cores_each: int) -> ThreadPoolExecutor:

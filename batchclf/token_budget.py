@@ -1,7 +1,7 @@
-"""The token budget of a batch that is fastest here: measured once, then remembered.
+"""The token budget of a batch that is about the fastest here: measured once, then remembered.
 
 It depends on caches and launch overheads, which no table knows. So a job that is long enough
-measures a few budgets on its own model with made-up tokens and writes the best into
+measures a few budgets on its own model with made-up tokens and writes what it takes into
 `$XDG_CACHE_HOME/batchclf/token-budgets.json` (default `~/.cache`), under a key of device, dtype,
 model shape, length and torch version. Deleting the file is always safe.
 
@@ -77,7 +77,7 @@ def tune(engine: Engine, config: ModelConfig, max_length: int, num_tokens: int) 
     best = min(budget for budget in found if found[budget] * worth_it >= found[best])
     engine.max_batch_tokens = best
     log.info(
-        "batches of %s tokens are fastest here (%s tokens/s)",
+        "batches of at most %s tokens from now on (%s tokens/s)",
         f"{best:,}",
         ", ".join(f"{budget:,}: {rate:,.0f}" for budget, rate in found.items()),
         extra=fields(token_budget=best, measured={str(k): round(v) for k, v in found.items()}),
@@ -150,7 +150,7 @@ def fastest(candidates: tuple[int, ...], tokens_per_s: Callable[[int], float]) -
 
 def _tokens_per_s(engine: Engine, config: ModelConfig, max_length: int, budget: int) -> float:
     """Of made-up texts that are all different, and about as long as real ones."""
-    length = min(max_length, config.longest)
+    length = min(max_length, config.longest, budget)
     num_texts = max(budget // length, 1) * engine.num_streams * _ROUNDS
     rng = np.random.default_rng(budget)
     # token 0 is what models of ours pad with, and a pad at the end would be left out

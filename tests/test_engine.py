@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+import batchclf.engine
 import batchclf.streams
 from batchclf.compute import Compute, choose_compute
 from batchclf.engine import Engine
@@ -15,6 +16,7 @@ from batchclf.model import GPT2Classifier
 from batchclf.model_config import ModelConfig
 
 CPU = Compute(torch.device("cpu"), torch.float32)
+HALF = Compute(torch.device("cpu"), torch.bfloat16)
 PAD = 0
 
 
@@ -193,9 +195,10 @@ def test_the_dtype_that_was_asked_for_is_taken() -> None:
 
 @pytest.fixture
 def costly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every token is worth all cores."""
+    """Every token is worth all cores, and another batch costs next to nothing."""
     monkeypatch.setattr(batchclf.streams, "_CORE_FLOPS", 1)
     monkeypatch.setattr(batchclf.streams, "_STREAM_FLOPS", 1)
+    monkeypatch.setattr(batchclf.engine, "_BATCH_FLOPS", 1)
 
 
 @pytest.fixture
@@ -238,9 +241,21 @@ def test_a_batch_that_is_worth_it_is_cut_up_among_the_streams(model: GPT2Classif
 
 
 @pytest.mark.usefixtures("costly")
-def test_a_batch_that_is_worth_all_cores_is_not_cut_up(model: GPT2Classifier) -> None:
-    texts = [[number, *[5] * 9] for number in range(1, 9)]
-    assert sizes_of_batches(Engine(model, CPU, 1000, num_streams=2), texts) == [80]
+@pytest.mark.parametrize("compute", [CPU, HALF], ids=["float32", "bfloat16"])
+def test_a_batch_that_is_worth_all_cores_is_not_cut_up(
+    model: GPT2Classifier, compute: Compute
+) -> None:
+    texts = [[number, *[5] * (number % 3 + 19)] for number in range(1, 21)]
+    engine = Engine(model, compute, 1000, num_streams=2)
+    assert sizes_of_batches(engine, texts) == [sum(map(len, texts))]
+
+
+@pytest.mark.usefixtures("costly")
+def test_a_batch_that_is_worth_all_cores_is_cut_up_where_it_would_be_padding(
+    model: GPT2Classifier,
+) -> None:
+    texts = [[1] * 30, *([number, 7] for number in range(2, 12))]
+    assert sizes_of_batches(Engine(model, CPU, 1000, num_streams=2), texts) == [30, 20]
 
 
 @pytest.mark.usefixtures("shared_out")

@@ -57,7 +57,9 @@ class Bodies:
                 if size > held:
                     held += self._hold(size - held)
                 more = message.get("more_body", False)
-            yield b"".join(chunks)
+            body = b"".join(chunks)
+            del chunks, chunk, message  # or the body would be in memory twice
+            yield body
         finally:
             self.num_bytes -= held
 

@@ -196,8 +196,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @contextmanager
     def watched(self, on_gone: Callable[[], None]) -> Iterator[None]:
-        """Call `on_gone` should the client leave within the context."""
+        """Call `on_gone` should the client leave within the context, or if it has left already."""
         self.flow.resume_reading()  # or we would not hear of it after a large body
+        if self.transport.is_closing():
+            on_gone()
         self._on_gone = on_gone
         try:
             yield

@@ -40,5 +40,7 @@ def test_a_text_without_characters_has_one_token() -> None:
     assert estimate_tokens("") == 1
 
 
-def test_half_a_character_of_utf_16_is_no_error() -> None:
-    assert estimate_tokens("a\ud83d") == 2
+def test_the_beginning_of_a_text_stands_for_all_of_it() -> None:
+    assert estimate_tokens("новости " * 10_000) == pytest.approx(
+        100 * estimate_tokens("новости " * 100), rel=0.02
+    )

@@ -68,6 +68,7 @@ def test_a_client_that_leaves_takes_its_rows_with_it(server: Server, articles: l
         connection.sendall(HEAD % len(body) + body)
         wait_until(lambda: server.metric("batchclf_waiting_rows") > 0, "waiting rows")
     wait_until(lambda: server.metric("batchclf_waiting_rows") == 0, "an empty queue")
+    wait_until(lambda: server.metric("batchclf_body_bytes") == 0, "no body in memory")
     gone = server.metric('batchclf_requests_total{route="/invocations",status="499"}')
     assert gone == gone_before + 1
     assert still_answers(server)
