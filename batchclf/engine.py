@@ -206,18 +206,22 @@ class Engine:
             )
         ]
         if len(parts) > 1:  # the last one to begin should be the first to end
-            batches.sort(key=lambda batch: -len(batch) * int(lengths[batch].max()))
+            batches.sort(key=lambda batch: -self.num_padded(lengths[batch]))
         return batches
+
+    def num_padded(self, lengths_B: IntArray) -> int:
+        """Tokens that are computed for one batch of texts of these lengths, padding included."""
+        return self._num_columns(lengths_B) * len(lengths_B)
 
     def _is_better_whole(self, lengths: IntArray) -> bool:
         """Whether one batch of all, on all cores, is computed soonest."""
         if not len(lengths):
             return False
-        num_tokens = int(lengths.sum())
-        num_padded = self._num_columns(lengths) * len(lengths)
-        return num_padded <= min(
-            _MOST_PADDED * num_tokens, self.max_batch_tokens
-        ) and self._streams.is_better_whole(num_tokens, self._flops(lengths))
+        num_tokens, num_padded = int(lengths.sum()), self.num_padded(lengths)
+        is_one_batch = num_padded <= self.max_batch_tokens
+        is_mostly_text = num_padded <= _MOST_PADDED * num_tokens
+        flops = self._flops(lengths)
+        return is_one_batch and is_mostly_text and self._streams.is_better_whole(num_tokens, flops)
 
     def _parts(self, lengths: IntArray) -> list[IntArray]:
         """Shares of the streams, where full batches would leave one of them without any."""
@@ -301,7 +305,7 @@ class Engine:
                         failed_U[batch] = True
                         continue
                     logits_UC[batch] = logits_BC.numpy()
-                    num_padded_tokens += self._num_columns(lengths_U[batch]) * len(batch)
+                    num_padded_tokens += self.num_padded(lengths_U[batch])
                     on_batch(int(counts_U[batch].sum()), int(tokens_U[batch].sum()))
         return Logits(
             logits_UC[prepared.inverse_N],
@@ -400,7 +404,7 @@ class Engine:
 
     def _halve(self, batch: IntArray, lengths_B: IntArray) -> list[IntArray]:
         """What to compute instead of a batch that did not fit; remembers a budget that will."""
-        self._lower_budget(self._num_columns(lengths_B) * len(batch))
+        self._lower_budget(self.num_padded(lengths_B))
         middle = len(batch) // 2
         return [batch[middle:], batch[:middle]]
 

@@ -243,7 +243,7 @@ class PlanJob:
         shares = self._shares()
         self._labelling.tune(tools.engine, max(map(_num_rows, shares), default=0))
         windows = self._windows(sample, tools)
-        computed = computed_tokens(windows, tools.engine, self._checkpoint.config.longest)
+        computed = computed_tokens(windows, tools.engine)
         speed = None
         if windows.num_texts and self._settings.tokens_per_second is None:
             began = time.perf_counter()
@@ -275,7 +275,7 @@ class PlanJob:
     ) -> Speed:
         log.info("measuring this machine for %.0f to %.0f s", _MEASURE_S, 2 * _MEASURE_S)
         texts_a_row = float((sample.rows.num_tokens > 0).mean())
-        speedometer = Speedometer(tools, self._checkpoint.config.longest, interrupt)
+        speedometer = Speedometer(tools, interrupt)
         return speedometer.measure(
             sample.batches,
             _MEASURE_S,

@@ -112,20 +112,18 @@ class Speed:
         )
 
 
-def computed_tokens(windows: Windows, engine: Engine, longest: int) -> int:
+def computed_tokens(windows: Windows, engine: Engine) -> int:
     """Tokens that are computed for texts of these lengths, padding included.
 
     Args:
         windows: what is sorted together.
         engine: what will compute them.
-        longest: that the model can read.
     """
-    total = 0
-    for lengths in windows.lengths:
-        for batch in engine.plan(lengths):
-            padded = -(-int(lengths[batch].max()) // engine.grain) * engine.grain
-            total += min(padded, longest) * len(batch)
-    return total
+    return sum(
+        engine.num_padded(lengths[batch])
+        for lengths in windows.lengths
+        for batch in engine.plan(lengths)
+    )
 
 
 @dataclass(frozen=True)
@@ -140,13 +138,11 @@ class Speedometer:
 
     Args:
         tools: with a sink whose folder may be thrown away.
-        longest: tokens that the model can read.
         interrupt: when set, measuring stops with Interrupted.
     """
 
-    def __init__(self, tools: Tools, longest: int, interrupt: threading.Event) -> None:
+    def __init__(self, tools: Tools, interrupt: threading.Event) -> None:
         self._tools = tools
-        self._longest = longest
         self._interrupt = interrupt
         self._names = itertools.count()
 
@@ -244,7 +240,7 @@ class Speedometer:
         lengths, rows = self._lengths(parts)
         engine = self._tools.engine
         windows = make_windows(lengths, rows, engine.window_tokens, len(lengths))
-        return computed_tokens(windows, engine, self._longest)
+        return computed_tokens(windows, engine)
 
     def _shard_s(self, parts: Sequence[RowBatch], row_s: float) -> float:
         """What it costs to open, write and publish one more shard."""

@@ -215,7 +215,7 @@ def test_padding_is_counted_as_the_engine_computes_it(model: Path) -> None:
     lengths = encoded.num_tokens.astype(np.int64)
     windows = make_windows(lengths, encoded.row_bytes(), 10**9, len(lengths))
     expected = engine.predict(encoded.ids, encoded.offsets, lambda _rows, _tokens: None)
-    found = computed_tokens(windows, engine, checkpoint.config.longest)
+    found = computed_tokens(windows, engine)
     assert found == expected.num_padded_tokens
 
 
