@@ -65,6 +65,7 @@ class _Graph:
         self._count = itertools.count()
 
     def build(self) -> ov.Model:
+        """The whole graph: token ids, with lengths or positions, to logits."""
         ids_BT = ops.parameter([-1, -1], Type.i32, "ids")
         tokens_1 = ops.gather(ops.shape_of(ids_BT, "i32"), _integers([1]), _integers(0))
         self._columns_T = ops.range(

@@ -383,6 +383,7 @@ class _Counted:
         return ["label", "error", *(name for name in named if name is not None)]
 
     def add(self, name: str, file: _File) -> None:
+        """Count one output that is whole."""
         footer = file.footer
         self.num_outputs += 1
         self.whole.add(name)

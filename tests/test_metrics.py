@@ -126,6 +126,7 @@ def test_lines_come_by_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     with Metrics("news", emf=True, every_s=0.001):
         while "\n" not in "".join(written):
             written.append(capsys.readouterr().out)
+    assert "MessagesDeleted" in json.loads("".join(written).splitlines()[0])
 
 
 def test_without_emf_nothing_is_written(capsys: pytest.CaptureFixture[str]) -> None:
